@@ -1,0 +1,67 @@
+# make repro   install the pinned stack into .venv, run the pipeline, print the results
+# make test    run the tests
+# make lab     open JupyterLab on the notebooks
+# make lint    check the style
+# make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
+#              (remove requirements/*.txt first to take the newest of everything)
+# Another interpreter: make repro PYTHON=/path/to/python3.12
+.PHONY: repro test lab lint lock
+SHELL := /bin/bash
+PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON = $(shell for p in python3.11 python3.12 python3; do $$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
+PIP := .venv/bin/python -m pip install --disable-pip-version-check
+TORCH := $(shell grep '^torch==' requirements/core.txt)
+# One line a package instead of pip's five.
+BRIEFLY := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected.*/  installing/p'
+
+repro: .venv/core.done
+	.venv/bin/dvc repro
+	.venv/bin/python -m rubric_influence.results
+
+test: .venv/test.done
+	.venv/bin/python -m pytest
+
+lab: .venv/jupyter.done
+	.venv/bin/jupyter lab notebooks
+
+lint: .venv/test.done
+	.venv/bin/ruff check .
+
+.venv/bin/pip:
+	@python="$(PYTHON)"; "$${python:-false}" -c "$(SUITS)" 2>/dev/null || { \
+	  echo "Python 3.11 or 3.12 is needed; found $$("$${python:-python3}" -V 2>/dev/null || echo none). Install one," \
+	    "or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Creating .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+
+# Where there is no NVIDIA GPU, torch's CPU build spares several GB: as pip is configured, else from its own index.
+.venv/core.done: requirements/core.txt pyproject.toml | .venv/bin/pip
+	@echo "Installing requirements/core.txt (some minutes the first time)"
+	@nvidia-smi >/dev/null 2>&1 || $(PIP) -q --no-deps $(TORCH)+cpu 2>/dev/null \
+	  || $(PIP) -q --no-deps --retries 1 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null \
+	  || echo "  torch's CPU build was not found; taking the default build"
+	@set -o pipefail; $(PIP) -r requirements/core.txt $(BRIEFLY)
+	@$(PIP) -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/%.done: requirements/%.txt .venv/core.done
+	@echo "Installing requirements/$*.txt"
+	@set -o pipefail; $(PIP) -r requirements/$*.txt $(BRIEFLY)
+	@touch $@
+
+# The extras are resolved together, so that each can be added to the core. torch pins its CUDA libraries itself.
+COMPILE := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --no-header -q
+lock: .venv/bin/pip
+	@$(PIP) -q uv==0.13.9
+	@grep -hs == requirements/*.txt > .venv/all.txt; $(COMPILE) --all-extras -o .venv/all.txt
+	@$(COMPILE) -c .venv/all.txt -o .venv/core.txt
+	@grep -vE '^(nvidia|cuda)-' .venv/core.txt > requirements/core.txt
+	@for extra in test jupyter vllm; do \
+	  $(COMPILE) --extra $$extra -c .venv/all.txt -o .venv/$$extra.txt || exit 1; \
+	  (echo "-r core.txt"; grep -vxFf .venv/core.txt .venv/$$extra.txt) > requirements/$$extra.txt; \
+	done

@@ -1,0 +1,1 @@
+"""Synthetic fine-tuning data, chosen by its measured influence on the model that it is for."""

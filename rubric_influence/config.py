@@ -1,0 +1,239 @@
+"""Every parameter of a run, checked before anything starts.
+
+A profile is one YAML file with the sections below: `params.yaml` is the active one, `conf/` holds others. Unknown
+keys, wrong types and impossible values are refused with the key, the value and what was expected.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Strict: `1e-5` (which YAML reads as text), `"yes"` for a boolean or a misspelt key are errors, not guesses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LabCorpus(Section):
+    """The embedded lab's world (rubric_influence.lab.world)."""
+
+    kind: Literal["lab"]
+    field: str  # a field's table
+    documents: Count  # entities with a document; the exam is about them
+    dev_documents: Count  # of these, how many are asked about by dev; the others by test
+    validation_entities: Count  # entities without a document, asked about by the validation set
+    guard_entities: Count  # likewise, by the guard set, which nothing optimises
+    seed: int
+
+    @model_validator(mode="after")
+    def leaves_a_test(self) -> "LabCorpus":
+        if self.dev_documents >= self.documents:
+            raise ValueError(
+                f"dev_documents ({self.dev_documents}) must be below documents ({self.documents}): the rest is the test"
+            )
+        return self
+
+
+class TextCorpus(Section):
+    """Real documents and a real exam (rubric_influence.corpus)."""
+
+    kind: Literal["text"]
+    documents: str  # a folder of .txt/.md, a .jsonl file or PubMedQA's ori_pqal.json
+    exam: str  # PubMedQA's ori_pqal.json, a MedQA-style .jsonl, an MMLU-style .csv or a folder of these
+    exam_format: Literal["pubmedqa", "medqa", "mmlu"]
+    max_documents: Count | None = None  # the first so many after shuffling by seed; null for all
+    max_document_words: Count = 1500  # a longer document is cut into chunks of at most so many words
+    validation: Fraction = 0.2
+    guard: Fraction = 0.1
+    dev: Fraction = 0.2  # the rest of the questions is the test
+    max_exam_items: Count | None = None
+    seed: int
+
+    @model_validator(mode="after")
+    def leaves_a_test(self) -> "TextCorpus":
+        if self.validation + self.guard + self.dev >= 1:
+            parts = f"validation ({self.validation}) + guard ({self.guard}) + dev ({self.dev})"
+            raise ValueError(f"{parts} must leave a part of the questions for the test: a sum below 1")
+        return self
+
+
+class ModelSpec(Section):
+    """A model in Hugging Face format: a hub name or a local folder, with tokenizer and chat template."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    engine: Literal["transformers", "vllm"] = "transformers"  # what generates text from it
+    tensor_parallel: Count = 1
+
+
+class Models(Section):
+    rubric_generator: ModelSpec
+    teacher: ModelSpec
+    target: ModelSpec
+
+
+class Prompts(Section):
+    """What the models are asked. Slots: {document}, {rubric}, {question}."""
+
+    rubric: str
+    pair: str
+    pair_without_rubric: str
+    answer: str = "{question}"
+    expert_rubrics: list[str] = Field(min_length=1)  # dealt in turn to the pairs of the fixed expert rubric's arm
+    privileged_rubrics: list[str] = []  # likewise, written by someone who knows the exam; empty: no such arm
+
+    @model_validator(mode="after")
+    def has_slots(self) -> "Prompts":
+        slots = dict(rubric=["document"], pair=["document", "rubric"], pair_without_rubric=["document"])
+        for name, needed in (slots | {"answer": ["question"]}).items():
+            for slot in needed:
+                if f"{{{slot}}}" not in getattr(self, name):
+                    raise ValueError(f"prompts.{name} has no {{{slot}}} slot; it is {getattr(self, name)!r}")
+        return self
+
+
+class Synthesis(Section):
+    """How rubrics and pairs are sampled."""
+
+    initial_pairs: Count  # pairs a document in the initial set, one rubric each
+    final_pairs: Count  # pairs a document in every arm's final set: the pair budget
+    batch_size: Count
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_rubric_tokens: Count
+    max_pair_tokens: Count
+    max_prompt_tokens: Count  # a longer prompt is refused at the corpus stage
+    constrained: bool  # force the JSON schema while decoding
+    attempts: Count = 3  # how often an invalid rubric or pair is asked for again
+
+
+class Lora(Section):
+    r: Count
+    alpha: Count
+    targets: str | list[str] = "all-linear"
+
+
+class FineTuning(Section):
+    """One LoRA fine-tuning run of the target (rubric_influence.sft)."""
+
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    adam_betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    adam_epsilon: Positive = 1.0e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Count  # longer examples are cut
+
+
+class Warmup(FineTuning):
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # part of the initial set it trains on
+    checkpoints: Count = 1  # how many of the last epochs' states influence sums over
+
+
+class Influence(Section):
+    """The score of design (rubric_influence.influence)."""
+
+    momentum: bool  # whether Gamma holds the first moment, a direction common to all samples
+    batch_size: Count
+    directions: Literal["mean", "topics", "clusters"]  # what the reward sums over: one validation gradient or several
+    clusters: Count = 6
+
+
+class RubricRL(Section):
+    """GRPO on the rubric generator (rubric_influence.rl)."""
+
+    steps: Count
+    documents_per_step: Count
+    group_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    temperature: Positive = 1.0
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    scale_rewards: Literal["none", "group", "batch"] = "none"
+    loss: Literal["dr_grpo", "grpo", "dapo"] = "dr_grpo"
+    pairs_per_rubric: Count = 1
+    invalid_penalty: Annotated[float, Field(ge=0)] = 0.1
+    reward: Literal["influence", "set_influence"]
+    save_every: Count = 10
+    lora: Lora | None = None  # null: full fine-tuning
+    vllm: Literal["off", "colocate", "server"] = "off"
+
+
+class Evaluation(Section):
+    batch_size: Count
+    bootstrap: Count = 2000
+
+
+class Machine(Section):
+    """How a stage's independent runs (seeds, arms) share the machine (rubric_influence.jobs)."""
+
+    workers: Count = 1  # processes; 1 on a GPU
+    threads: Count | None = None  # CPU threads of each; set it for the same bytes on any number of cores
+
+
+class Config(Section):
+    seeds: list[int] = Field(min_length=1)
+    corpus: Annotated[LabCorpus | TextCorpus, Field(discriminator="kind")]
+    models: Models
+    prompts: Prompts
+    synthesis: Synthesis
+    lora: Lora
+    warmup: Warmup
+    influence: Influence
+    rl: RubricRL
+    finetuning: FineTuning
+    evaluation: Evaluation
+    machine: Machine = Machine()
+
+
+def merge(base: dict, changes: dict) -> dict:
+    """`base` with the nested `changes` laid over it."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_config(path: str | Path = "params.yaml", changes: dict | None = None) -> Config:
+    """Read and check a profile, with nested `changes` laid over it.
+
+    Raises ValueError with one line for each wrong key: where it is, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no profile at {path}; give a YAML file such as params.yaml or one of conf/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not a mapping of sections")
+    try:
+        return Config.model_validate(merge(values, changes or {}))
+    except ValidationError as error:
+        raise ValueError("\n".join([f"{path} is not a valid profile:", *map(explain, error.errors())])) from None
+
+
+def explain(error: dict) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "profile"
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"  {where}: unknown parameter (value {found!r}); check its spelling against rubric_influence/config.py"
+    if error["type"] == "missing":
+        return f"  {where}: missing; add it to the profile"
+    if error["type"] == "value_error":  # our own checks, which state what they found
+        return f"  {where}: {error['ctx']['error']}"
+    hint = ""
+    if isinstance(found, str) and "float" in error["type"]:
+        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
+    return f"  {where}: {error['msg']}; found {found!r}{hint}"

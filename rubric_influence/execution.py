@@ -1,0 +1,70 @@
+"""Run a notebook by papermill and keep an executed copy that is the same bytes for the same results.
+
+    python -m rubric_influence.execution notebooks/01_corpus.ipynb reports/01_corpus.ipynb [-p NAME VALUE ...]
+
+Output goes to the terminal while it runs. From the copy are dropped what changes from run to run: timestamps,
+durations, and standard error, which carries progress and warnings. A failed notebook is kept as it is, to look into;
+the terminal gets the error's own message, and the exit status is 1.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+
+def drop_volatile(notebook: nbformat.NotebookNode) -> None:
+    """Take out of an executed notebook, in place, what two runs with equal results would not share."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+
+
+def execute(source: str | Path, target: str | Path, parameters: dict | None = None) -> None:
+    """Execute `source` with the kernel of this very Python, and write the executed notebook to `target`.
+
+    Raises papermill.PapermillExecutionError if a cell raises; `target` then shows where.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(source),
+        str(target),
+        parameters=parameters or {},
+        kernel_name="python3",
+        log_output=True,
+        progress_bar=False,
+    )
+    notebook = nbformat.read(target, as_version=4)
+    drop_volatile(notebook)
+    nbformat.write(notebook, target)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        execute(arguments.source, arguments.target, {name: yaml.safe_load(value) for name, value in arguments.p})
+    except papermill.PapermillExecutionError as error:
+        print(
+            f"\n{arguments.source} stopped: {error.ename}: {error.evalue}\n(trace: {arguments.target})", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Text engines: conversations in, completions out, the same for a live transformers model and for vLLM.
+
+Prompts go through the tokenizer's chat template with thinking switched off where the template knows such a switch
+(what is asked for is JSON at once). Only the parameters given here shape the sampling: the top-k, temperature and
+penalties that a model's generation_config recommends do not apply.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import xgrammar
+from pydantic import BaseModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from xgrammar.contrib.hf import LogitsProcessor
+
+from rubric_influence.config import ModelSpec
+from rubric_influence.models import load_model, load_tokenizer
+
+Conversation = list[dict[str, str]]  # messages with role and content
+TEMPLATE_OPTIONS = {"enable_thinking": False}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote, without special tokens; the token counts are what was paid for (the end token included)."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finished: bool  # the model ended by itself; False where max_tokens cut it, or made a constrained one close
+
+
+class Engine(Protocol):
+    name: str  # what records say wrote them
+
+    def generate(
+        self,
+        conversations: list[Conversation],
+        *,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        schema: type[BaseModel] | None = None,
+    ) -> list[Completion]:
+        """One completion for each conversation, in their order; the same for the same call on the same machine.
+
+        Temperature 0 is greedy. `schema`, a model of text fields only, restricts decoding to its JSON. Raises
+        ValueError for a prompt that leaves no room for max_tokens.
+        """
+        ...
+
+
+class TransformersEngine:
+    """Batched sampling from a live model, read anew at each call: reinforcement learning may change it in between.
+
+    Prompts are sorted by length, padded on the left and restored to their order; batch i draws from a generator
+    seeded by (seed, i), and torch's global generators are left as they were. What is sampled depends on `batch_size`.
+    The model runs in its own dtype: on a CPU, bf16 autocast is no faster than float32 for a lab-size model, while
+    one loaded in bfloat16 is (1.4 to 1.9 times).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, batch_size: int):
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ValueError(f"the tokenizer of {name} has {len(tokenizer)} tokens, the model {rows}: not a match")
+        self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
+        ends = model.generation_config.eos_token_id
+        # A base model's config may name another end than the one that its chat template writes.
+        self.end_ids = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+        if not self.end_ids:
+            raise ValueError(f"the tokenizer of {name} has no end token; set tokenizer.eos_token")
+        self.grammars: dict[type[BaseModel], xgrammar.CompiledGrammar] = {}
+
+    def generate(
+        self,
+        conversations: list[Conversation],
+        *,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        schema: type[BaseModel] | None = None,
+    ) -> list[Completion]:
+        prompts = [
+            self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
+            for c in conversations
+        ]
+        ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+        self.check_room(max(map(len, ids), default=0), max_tokens)
+        grammar = self.compile(schema) if schema else None
+        reserve = closing_tokens(schema) if schema else 0
+        if reserve >= max_tokens:
+            raise ValueError(f"max_tokens is {max_tokens}; closing the JSON of {schema.__name__} takes up to {reserve}")
+        sampling = dict(temperature=temperature, top_p=top_p, top_k=0) if temperature > 0 else {}
+        config = GenerationConfig(
+            do_sample=temperature > 0,
+            **sampling,
+            repetition_penalty=1.0,
+            max_new_tokens=max_tokens,
+            eos_token_id=self.end_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        completions: dict[int, Completion] = {}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                for batch, start in enumerate(range(0, len(order), self.batch_size)):
+                    rows = order[start : start + self.batch_size]
+                    torch.manual_seed(int(np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0]))
+                    written = self.generate_batch([ids[i] for i in rows], config, grammar, reserve)
+                    completions.update(zip(rows, written, strict=True))
+        finally:
+            self.model.train(was_training)
+        return [completions[i] for i in range(len(ids))]
+
+    def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room and prompt_tokens + max_tokens > room:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} tokens and max_tokens {max_tokens} exceed the {room} positions of "
+                f"{self.name}; shorten the documents or lower max_tokens"
+            )
+
+    def compile(self, schema: type[BaseModel]) -> xgrammar.CompiledGrammar:
+        """The schema's grammar over the model's tokens, compiled once."""
+        if schema not in self.grammars:
+            kind = type(self.tokenizer.backend_tokenizer.model).__name__
+            if kind not in ("BPE", "Unigram"):
+                raise ValueError(
+                    f"constrained decoding needs a subword tokenizer (BPE, Unigram), {self.name} has {kind}; set "
+                    "synthesis.constrained to false"
+                )
+            size = self.model.get_output_embeddings().weight.shape[0]
+            tokens = xgrammar.TokenizerInfo.from_huggingface(
+                self.tokenizer, vocab_size=size, stop_token_ids=self.end_ids
+            )
+            self.grammars[schema] = xgrammar.GrammarCompiler(tokens).compile_json_schema(schema, any_whitespace=False)
+        return self.grammars[schema]
+
+    def generate_batch(
+        self,
+        prompts: list[list[int]],
+        config: GenerationConfig,
+        grammar: xgrammar.CompiledGrammar | None,
+        reserve: int,
+    ) -> list[Completion]:
+        batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        batch = batch.to(self.model.device)
+        width = batch["input_ids"].shape[1]
+        processors = [ClosingJSON(grammar, width + config.max_new_tokens - reserve)] if grammar else []
+        output = self.model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=config,
+            logits_processor=processors,
+        )
+        completions = []
+        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(row) if token in self.end_ids), None)
+            written = row if end is None else row[: end + 1]
+            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+            finished = end is not None and len(written) <= config.max_new_tokens - reserve
+            completions.append(Completion(text, len(prompt), len(written), finished))
+        return completions
+
+
+class ClosingJSON(LogitsProcessor):
+    """xgrammar's constraint, which in addition makes the object close once a row is `deadline` tokens wide.
+
+    A limit on the strings' characters cannot do this: a character takes anything from a fifth of a token to four.
+    From the deadline on, a quote is written wherever the grammar allows one, which ends the open string (after the
+    rest of an escape or of a character) and all later ones at once: at most `closing_tokens` are needed.
+    """
+
+    def __init__(self, grammar: xgrammar.CompiledGrammar, deadline: int):
+        super().__init__(grammar)
+        self.deadline = deadline
+        self.quote = grammar.tokenizer_info.decoded_vocab.index(b'"')
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = super().__call__(input_ids, scores)
+        if input_ids.shape[1] >= self.deadline:
+            closing = scores[:, self.quote].isfinite()
+            scores[closing] = -torch.inf
+            scores[closing, self.quote] = 0.0
+        return scores
+
+
+def closing_tokens(schema: type[BaseModel]) -> int:
+    """How many tokens closing the schema's JSON can take at most, from any point of it: one for each byte of the
+    object with empty strings, five for an escape (`\\u00e9`) that is open, and the end token.
+
+    Raises ValueError for a schema with other than text fields.
+    """
+    other = [name for name, field in schema.model_fields.items() if field.annotation is not str]
+    if other:
+        raise ValueError(
+            f"{schema.__name__} has fields {other} that are not text; constrained decoding takes text only"
+        )
+    return len(json.dumps(dict.fromkeys(schema.model_fields, "")).encode()) + 6
+
+
+class VLLMEngine:
+    """vLLM inside this process (GPU servers): its own batching, prefix cache and, over several GPUs, parallelism.
+
+    `options` go to vllm.LLM as they are, for instance max_model_len or gpu_memory_utilization. Request i draws from
+    (seed, i). A constrained completion that max_tokens cuts stays open: it is unfinished, and will not parse.
+    Raises ImportError where vLLM is not installed; `attention` of the spec is vLLM's own affair.
+    """
+
+    def __init__(self, spec: ModelSpec, **options):
+        try:
+            import vllm
+        except ImportError as error:
+            raise ImportError(
+                f"the engine of {spec.path} is vllm, which is not installed ({error}): pip install .[vllm] on a "
+                "machine with a GPU, or set engine: transformers"
+            ) from error
+        load_tokenizer(spec)  # vLLM would fail late, or fall back, where the chat template is missing
+        self.name = name_model(spec)
+        self.vllm = vllm
+        self.llm = vllm.LLM(
+            model=spec.path,
+            revision=spec.revision,
+            tokenizer_revision=spec.revision,
+            dtype=spec.dtype,
+            tensor_parallel_size=spec.tensor_parallel,
+            load_format="safetensors",
+            trust_remote_code=False,
+            generation_config="vllm",
+            # Else a model may fill its tokens with blanks between the keys; vLLM ignores this if set on a request.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            **options,
+        )
+
+    def generate(
+        self,
+        conversations: list[Conversation],
+        *,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        schema: type[BaseModel] | None = None,
+    ) -> list[Completion]:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        if not conversations:
+            return []
+        # One state a request; vLLM wants signed 64-bit seeds.
+        seeds = np.random.SeedSequence(seed).generate_state(len(conversations), np.uint64) >> np.uint64(1)
+        schema_json = schema.model_json_schema() if schema else None
+        parameters = [
+            self.vllm.SamplingParams(
+                seed=int(request_seed),
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_tokens,
+                structured_outputs=StructuredOutputsParams(json=schema_json) if schema_json else None,
+            )
+            for request_seed in seeds
+        ]
+        outputs = self.llm.chat(conversations, parameters, use_tqdm=False, chat_template_kwargs=TEMPLATE_OPTIONS)
+        return [
+            Completion(
+                output.outputs[0].text,
+                len(output.prompt_token_ids),
+                len(output.outputs[0].token_ids),
+                output.outputs[0].finish_reason == "stop",
+            )
+            for output in outputs
+        ]
+
+
+def name_model(spec: ModelSpec) -> str:
+    return f"{spec.path}@{spec.revision}" if spec.revision else spec.path
+
+
+def open_engine(spec: ModelSpec, batch_size: int, device: str | torch.device | None = None) -> Engine:
+    """The engine that the spec names, with its model loaded. vLLM batches, and chooses its device, by itself."""
+    if spec.engine == "vllm":
+        return VLLMEngine(spec)
+    return TransformersEngine(load_model(spec, device), load_tokenizer(spec), name_model(spec), batch_size)

@@ -1,0 +1,209 @@
+"""The Adam state that the warm-up leaves on the LoRA parameters: captured, saved, and matched to a model.
+
+The commonest bugs of influence code are moments on the wrong parameters: an optimizer numbers parameters in the order
+of its decay groups, and PEFT renames them when it saves. So moments go by parameter identity out of the optimizer and
+by name AND shape into a model, and everything that does not fit is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+SHOWN = 3  # names in an error message
+
+
+@dataclass(frozen=True)
+class AdamMoments:
+    """Adam's state after `step` steps: first and second moment by parameter name, fp32 and not bias-corrected.
+
+    They average the gradients that the optimizer saw, that is after accumulation and clipping. `learning_rate` is the
+    epoch's mean, which weighs this checkpoint among others (eta in arXiv 2604.00536).
+    Raises ValueError for moments that are empty, non-finite, negative (the second), of unequal shapes or of step 0.
+    """
+
+    exp_avg: dict[str, torch.Tensor]
+    exp_avg_sq: dict[str, torch.Tensor]
+    step: int
+    betas: tuple[float, float]
+    eps: float
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        if not self.exp_avg:
+            raise ValueError("there are no moments; capture them from an optimizer that has made steps")
+        if self.step < 1:
+            raise ValueError(f"the moments are of step {self.step}; capture them after at least one optimizer step")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; give the epoch's mean, which is above 0")
+        if not (all(0 <= beta < 1 for beta in self.betas) and self.eps > 0):
+            raise ValueError(f"betas are {self.betas} and eps {self.eps}; expected betas in [0, 1) and eps above 0")
+        shapes = [{name: tuple(t.shape) for name, t in m.items()} for m in (self.exp_avg, self.exp_avg_sq)]
+        if shapes[0] != shapes[1]:
+            differ = [n for n in sorted(shapes[0].keys() | shapes[1].keys()) if shapes[0].get(n) != shapes[1].get(n)]
+            raise ValueError(f"the two moments differ in names or shapes: {listed(differ)}; capture them again")
+        bad = [name for name in self.exp_avg if not torch.isfinite(self.exp_avg[name]).all()]
+        bad += [name for name, v in self.exp_avg_sq.items() if not (torch.isfinite(v) & (v >= 0)).all()]
+        if bad:
+            raise ValueError(
+                f"non-finite or negative moments of {listed(bad)}; the warm-up diverged: lower its learning rate or "
+                "use float32 or bfloat16, and run it again"
+            )
+
+
+def lora_factors(model: nn.Module) -> dict[str, nn.Linear]:
+    """The active adapter's factors by the name of their weight: lora_A [r, in] and lora_B [out, r] as nn.Linear.
+
+    The order (that of model.named_modules()) is the order in which flat gradients are laid out.
+
+    Raises ValueError if the model has no LoRA layer or more than one active adapter, or if anything else than such
+    factors is part of the adapter or trainable (DoRA, LoRA biases, embeddings or convolutions, modules_to_save): a
+    score without them would be another model's.
+    """
+    factors: dict[str, nn.Linear] = {}
+    others: list[str] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if len(layer.active_adapters) != 1:
+            raise ValueError(
+                f"active adapters of {name} are {list(layer.active_adapters)}; activate one: model.set_adapter(name)"
+            )
+        adapter = layer.active_adapters[0]
+        for part in layer.adapter_layer_names:
+            if adapter not in (held := getattr(layer, part, {})):
+                continue
+            factor = held[adapter]
+            if type(factor) is nn.Linear and factor.bias is None:
+                factors[f"{name}.{part}.{adapter}.weight"] = factor
+            else:
+                others.append(f"{name}.{part}.{adapter}")
+    if not factors and not others:
+        raise ValueError(f"{type(model).__name__} has no LoRA layer; load the warm-up's adapter with peft first")
+    known = {id(factor.weight) for factor in factors.values()}
+    others += [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if others:
+        raise ValueError(
+            f"influence is computed over LoRA factors of linear layers, but {listed(others)} are adapted or trainable "
+            "too; fine-tune with plain LoRA (no DoRA, bias or modules_to_save) on linear layers"
+        )
+    return factors
+
+
+def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float) -> AdamMoments:
+    """The state of a live torch Adam or AdamW (possibly wrapped by accelerate), by the model's parameter names.
+
+    `learning_rate` is the mean of the epoch, which the optimizer does not know (a schedule ends it near 0).
+
+    Raises ValueError where the state is missing or is not plain Adam's, or differs between parameters in step, betas
+    or eps.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+    settings = set()
+    strangers = 0
+    for group in optimizer.param_groups:
+        coupled_decay = group.get("weight_decay") and group.get("decoupled_weight_decay") is False
+        if group.get("amsgrad") or group.get("maximize") or coupled_decay:
+            raise ValueError("the optimizer uses amsgrad, maximize or Adam's coupled weight decay; use plain AdamW")
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                continue
+            name = names.pop(id(parameter), None)
+            if name is None:
+                strangers += 1
+                continue
+            state = optimizer.state.get(parameter, {})
+            if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+                raise ValueError(
+                    f"the optimizer keeps no exp_avg and exp_avg_sq of {name} (it keeps {sorted(state)}); use torch's "
+                    "AdamW (optim='adamw_torch') and capture after a step in which the parameter had a gradient"
+                )
+            for key, held in moments.items():
+                held[name] = state[key].detach().to("cpu", torch.float32, copy=True)
+            settings.add((int(state["step"]), tuple(float(b) for b in group["betas"]), float(group["eps"])))
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in names]
+    if strangers or missing:
+        raise ValueError(
+            f"the optimizer holds {strangers} parameters that the model does not have, and none of {listed(missing)}; "
+            "pass the very model that it was built for"
+        )
+    if len(settings) > 1:
+        raise ValueError(f"parameters differ in (step, betas, eps): {sorted(settings)}; train all with the same")
+    step, betas, eps = settings.pop() if settings else (0, (0.0, 0.0), 1.0)  # refused as empty
+    return AdamMoments(**moments, step=step, betas=betas, eps=eps, learning_rate=learning_rate)
+
+
+def save_moments(path: str | Path, moments: AdamMoments) -> None:
+    """Write one safetensors file: `exp_avg/<name>` and `exp_avg_sq/<name>`, the scalars in its metadata."""
+    held = {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+    tensors = {f"{key}/{name}": t.contiguous() for key, part in held.items() for name, t in part.items()}
+    scalars = {key: getattr(moments, key) for key in ("step", "betas", "eps", "learning_rate")}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in scalars.items()})
+
+
+def load_moments(path: str | Path) -> AdamMoments:
+    """Read what `save_moments` wrote. Raises ValueError if there is no such file or it is another kind of file."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            scalars = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                part, _, name = key.partition("/")
+                parts[part][name] = file.get_tensor(key)
+        return AdamMoments(**parts, **scalars | {"betas": tuple(scalars["betas"])})
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} holds no Adam moments ({error!r}); give the file that the warm-up wrote with save_moments"
+        ) from None
+
+
+def normalise_name(name: str) -> str:
+    """A LoRA weight's name without what wrappers (DDP, compile, PEFT) and the adapter's name add to it."""
+    name = re.sub(r"^((module|_orig_mod|base_model\.model)\.)+", "", name)
+    return re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
+
+
+def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
+    """The same moments under the model's own names and in the order of `lora_factors(model)`.
+
+    Raises ValueError naming what is missing, left over or of another shape.
+    """
+    found = {normalise_name(name): name for name in moments.exp_avg}
+    wanted = {name: tuple(factor.weight.shape) for name, factor in lora_factors(model).items()}
+    keys = {name: normalise_name(name) for name in wanted}
+    problems = []
+    if len(found) < len(moments.exp_avg):
+        problems.append("two moments go by one name once the adapter's name is left out")
+    if missing := [name for name, key in keys.items() if key not in found]:
+        problems.append(f"no moments for {listed(missing)}")
+    if left := [name for key, name in found.items() if key not in keys.values()]:
+        problems.append(f"moments of {listed(left)}, which the model does not have")
+    shapes = {name: tuple(moments.exp_avg[found[key]].shape) for name, key in keys.items() if key in found}
+    if wrong := [name for name, shape in shapes.items() if shape != wanted[name]]:
+        problems.append("shapes " + listed(wrong, lambda n: f"{n} {list(shapes[n])} instead of {list(wanted[n])}"))
+    if problems:
+        raise ValueError(
+            f"the moments are not this model's: {'; '.join(problems)}. Load the adapter that the warm-up saved beside "
+            "them: same base model, LoRA rank and target modules"
+        )
+    names = {name: found[key] for name, key in keys.items()}
+    return replace(
+        moments,
+        exp_avg={name: moments.exp_avg[old] for name, old in names.items()},
+        exp_avg_sq={name: moments.exp_avg_sq[old] for name, old in names.items()},
+    )
+
+
+def listed(names: list[str], show: Callable[[str], str] = str) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(show(name) for name in names[:SHOWN]) or "nothing") + more

@@ -1,0 +1,77 @@
+"""The lab's models: a word-level tokenizer and a transformer of about 0.9M parameters, in Hugging Face format."""
+
+import re
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from rubric_influence.lab.world import LETTERS, QUESTION_TYPES, RUBRIC_WORDINGS, STYLES, Field
+
+PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
+# The JSON that carries rubrics and pairs, as words: `{"question":" ... ","answer":" ... "}` parses as it stands.
+JSON_WORDS = ('{"rubric":"', '{"question":"', '","answer":"', '"}')
+PROMPT_WORDS = "document rubric pair facts : ; first , recall a second consider the so write an essay . complete is"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|{{ message['role'] }}|> {{ message['content'] }} <|end|> "
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+FAMILIES = ("qwen3", "llama")
+
+
+def list_words(field: Field) -> list[str]:
+    """Every word that the lab can write in a field, sorted, without the special tokens."""
+    texts = [*field.entity_names, field.entity, field.registers.technical, field.registers.plain]
+    texts += [*JSON_WORDS, PROMPT_WORDS, *LETTERS, *QUESTION_TYPES, *STYLES, *RUBRIC_WORDINGS]
+    for topic, a in field.attributes.items():
+        texts += [topic, *a.values, *a.statements, *a.technical, *a.plain, a.cloze]
+    words = {word for text in texts for word in re.sub(r"\{\w+\}", " ", text).split()}
+    return sorted(words)
+
+
+def build_tokenizer(field: Field) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word and the lab's chat template."""
+    special = [PAD, UNKNOWN, USER, ASSISTANT, END]
+    vocabulary = {word: index for index, word in enumerate([*special, *list_words(field)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, family: str = "qwen3", hidden_size: int = 128, layers: int = 4
+) -> PreTrainedModel:
+    """A randomly initialised causal LM of a family's architecture, sized for two CPU cores.
+
+    Weights come from torch's global generator: seed it first. Raises ValueError for an unknown family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; the lab builds {list(FAMILIES)}")
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=hidden_size // 4,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Eager attention with bf16 autocast is twice as fast as sdpa or fp32 at this size on a CPU.
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -1,0 +1,136 @@
+"""Pretraining of the lab's base model from scratch, on random worlds that are never used later.
+
+    python -m rubric_influence.lab.pretraining --field data/lab/fields/medicine.yaml --family qwen3 \
+        --out data/lab/models/medicine-qwen3
+
+Five tasks, mixed: document -> rubric (uniform over choices); document and rubric -> pair; document alone -> pair of a
+random choice; document -> one of its facts; question -> answer, closed-book, about a world the model has never
+seen (which teaches the form of an answer and the values that a topic can have, and nothing else). Copying from a
+document emerges only with a curriculum: documents of one to three facts first, of up to eight afterwards.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from rubric_influence.influence.examples import Example, collate, encode
+from rubric_influence.lab import world
+from rubric_influence.lab.models import FAMILIES, build_model, build_tokenizer
+
+SHORT_DOCUMENT = 3  # facts in a document of the curriculum's first part, at most
+TASK_WEIGHTS = {"rubric": 1, "pair": 5, "free pair": 1, "fact": 2, "closed book": 2}
+
+
+def rubric_prompt(document: str) -> str:
+    return f"document : {document} rubric :"
+
+
+def pair_prompt(document: str, rubric: str | None) -> str:
+    return f"document : {document} {f'rubric : {rubric} ' if rubric else ''}pair :"
+
+
+def render_rubric(rubric: str) -> str:
+    return f'{{"rubric":" {rubric} "}}'
+
+
+def render_pair(question: str, answer: str) -> str:
+    return f'{{"question":" {question} ","answer":" {answer} "}}'
+
+
+def draw_example(field: world.Field, rng: random.Random, most_facts: int) -> tuple[str, str]:
+    """One (prompt, completion) of a random task about a random entity of a random world."""
+    entity = world.draw_entity(field, rng.choice(field.entity_names), rng)
+    stated = rng.sample(field.topics, rng.randint(1, most_facts))
+    document = world.write_document(field, entity, rng, stated)
+    choice = world.draw_choice(field, rng, stated)
+    task = rng.choices(list(TASK_WEIGHTS), weights=list(TASK_WEIGHTS.values()))[0]
+    if task == "rubric":
+        # Of any topic, stated or not: the untrained generator's choice must not depend on the document.
+        return rubric_prompt(document), render_rubric(world.write_rubric(field, world.draw_choice(field, rng), rng))
+    if task == "fact":
+        return f"document : {document} facts : {choice.topic}", entity.facts[choice.topic]
+    if task == "closed book":
+        if rng.random() < 0.5:  # as the exam asks, about a world that no document states
+            topic = rng.choice(field.topics)
+            return world.ask(field, entity, topic, "technical", rng), entity.facts[topic]
+        return world.write_pair(field, entity, world.draw_choice(field, rng), rng, field.topics)
+    pair = render_pair(*world.write_pair(field, entity, choice, rng, stated))
+    rubric = world.write_rubric(field, choice, rng) if task == "pair" else None
+    return pair_prompt(document, rubric), pair
+
+
+class Examples(IterableDataset):
+    """An endless stream of tokenized examples; `short` of them come from the curriculum's first part."""
+
+    def __init__(self, field: world.Field, tokenizer: PreTrainedTokenizerFast, seed: int, short: int):
+        self.field, self.tokenizer, self.seed, self.short = field, tokenizer, seed, short
+
+    def __iter__(self) -> Iterator[Example]:
+        rng = random.Random(self.seed)
+        count = 0
+        while True:
+            most_facts = SHORT_DOCUMENT if count < self.short else len(self.field.topics)
+            count += 1
+            prompt, completion = draw_example(self.field, rng, most_facts)
+            yield encode(self.tokenizer, prompt, completion)
+
+
+def pretrain(
+    field_path: str, family: str, out: str, short_steps: int, full_steps: int, batch_size: int, seed: int
+) -> dict:
+    """Train a base model from scratch and write it, with its tokenizer, to `out`. Returns the recipe and last loss."""
+    field = world.load_field(field_path)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(field)
+    model = build_model(tokenizer, family)
+    arguments = TrainingArguments(
+        output_dir=out,
+        max_steps=short_steps + full_steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=2e-3,
+        adam_beta1=0.9,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        warmup_steps=100,
+        lr_scheduler_type="cosine",
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=100,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+    )
+    dataset = Examples(field, tokenizer, seed, short=short_steps * batch_size)
+    trainer = Trainer(
+        model, arguments, train_dataset=dataset, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id)
+    )
+    result = trainer.train()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    recipe = dict(field=field.name, family=family, short_steps=short_steps, full_steps=full_steps)
+    recipe |= dict(batch_size=batch_size, seed=seed, loss=result.training_loss, parameters=model.num_parameters())
+    with open(f"{out}/recipe.json", "w", encoding="utf-8") as file:
+        json.dump(recipe, file, indent=2)
+    return recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--field", required=True)
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--short-steps", type=int, default=2000)
+    parser.add_argument("--full-steps", type=int, default=3000)
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    print(json.dumps(pretrain(a.field, a.family, a.out, a.short_steps, a.full_steps, a.batch_size, a.seed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Progress of training runs as one line that moves, on standard error, where it stays out of results and notebooks."""
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressLine(TrainerCallback):
+    """A bar with steps, rate, time left and the chosen entries of the last log."""
+
+    def __init__(self, name: str, shown: tuple[str, ...]):
+        self.name, self.shown, self.bar = name, shown, None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", mininterval=2)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kwargs
+    ) -> None:
+        self.bar.set_postfix({key: f"{logs[key]:.4g}" for key in self.shown if key in logs}, refresh=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.bar.close()
+
+
+def show_progress(trainer: Trainer, name: str, *shown: str) -> None:
+    """Give a trainer (with disable_tqdm=True) a progress line in place of its printed logs."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLine(name, shown))

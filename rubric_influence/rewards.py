@@ -1,0 +1,57 @@
+"""Rewards of rubrics: pure functions from influence and validity to numbers.
+
+Shapes: n rubrics, each with the influence of its pair along k validation directions (k = 1 for the paper's reward).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+def reward_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, invalid_penalty: float) -> torch.Tensor:
+    """The paper's reward, [n]: R = Valid * IF - penalty * (1 - Valid), IF the mean over directions.
+
+    OptimSyn (arXiv 2604.00536), section 3; penalty there is 0.1. An invalid rubric's influence is never read.
+    """
+    penalty_n = torch.full_like(influence_nk[:, 0], -invalid_penalty)
+    return torch.where(valid_n, influence_nk.mean(dim=1), penalty_n)
+
+
+@dataclass(frozen=True)
+class EarnedInfluence:
+    """The positive influence that recent batches earned along each direction: the state of the set-level reward."""
+
+    mass_k: torch.Tensor | None = None  # None before the first batch
+
+    def update(self, influence_nk: torch.Tensor, valid_n: torch.Tensor) -> "EarnedInfluence":
+        """The exponential average, half-life one batch, of the batch's mean positive influence by direction."""
+        if not valid_n.any():
+            return self
+        earned_k = influence_nk[valid_n].clamp(min=0).mean(dim=0)
+        return EarnedInfluence(earned_k if self.mass_k is None else (self.mass_k + earned_k) / 2)
+
+    @property
+    def weights_k(self) -> torch.Tensor:
+        """Inverse of the mass, scaled to mean 1: the gradient of sum_k log(mass_k), a concave utility of the set.
+
+        A direction that earned less than a twentieth of the mean counts as if it had earned that much, so that one
+        that no pair can reach does not drown the others.
+        """
+        floor = self.mass_k.mean().clamp(min=1e-12) / 20
+        inverse_k = 1 / self.mass_k.clamp(min=floor)
+        return inverse_k / inverse_k.mean()
+
+
+def reward_set_influence(
+    influence_nk: torch.Tensor, valid_n: torch.Tensor, earned: EarnedInfluence, invalid_penalty: float
+) -> tuple[torch.Tensor, EarnedInfluence]:
+    """The set-level reward, [n], and the state after this batch.
+
+    R = Valid * mean_k(w_k * IF_k) - penalty * (1 - Valid), w_k the inverse of the influence already earned along
+    direction k. A departure from the paper: with its reward, training collapses onto the direction that pays most;
+    with diminishing returns each direction pays less the more it has been served.
+    """
+    earned = earned.update(influence_nk, valid_n)
+    if earned.mass_k is None:
+        return torch.full_like(influence_nk[:, 0], -invalid_penalty), earned
+    return reward_influence(influence_nk * earned.weights_k, valid_n, invalid_penalty), earned

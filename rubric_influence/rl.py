@@ -1,0 +1,217 @@
+"""GRPO on the rubric generator, with the influence of the pairs that its rubrics lead to as reward.
+
+At every step the generator writes a group of rubrics for each of some documents, the teacher writes pairs from them,
+the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Every rubric, pair and score is kept in
+`trajectories.jsonl`. A run that is interrupted goes on from its last checkpoint, with the same result.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer
+
+from rubric_influence.config import Config
+from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, TransformersEngine
+from rubric_influence.models import load_model, load_tokenizer
+from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
+from rubric_influence.progress import show_progress
+from rubric_influence.prompts import ask_pair, ask_rubric
+from rubric_influence.records import Document
+from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
+from rubric_influence.sft import build_lora
+
+# Questions and answers -> influence [pairs, directions]. The last direction is the guard set's: logged, never optimised.
+Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
+
+
+class RubricReward:
+    """The reward function that TRL calls with every generation batch. Keeps the trajectories as it goes."""
+
+    __name__ = "rubric_reward"
+
+    def __init__(
+        self, config: Config, documents: Sequence[Document], teacher: Engine, score: Score, seed: int, log: Path
+    ):
+        self.config, self.teacher, self.score, self.seed, self.log = config, teacher, score, seed, log
+        self.documents = {document.id: document for document in documents}
+        self.earned = EarnedInfluence()
+
+    def __call__(self, completions: list, document_id: list[str], trainer_state, log_metric, **_) -> list[float]:
+        step = trainer_state.global_step
+        rubrics = [parse_rubric(completion[0]["content"]) for completion in completions]
+        rows = [
+            {"step": step, "document_id": document, "rubric": rubric.text, "problem": rubric.problem, "pairs": []}
+            for document, rubric in zip(document_id, rubrics, strict=True)
+        ]
+        self.ask_teacher(rows, step)
+        influence_nk, guard_n, valid_n = self.score_rows(rows)
+        settings = self.config.rl
+        if settings.reward == "influence":
+            reward_n = reward_influence(influence_nk, valid_n, settings.invalid_penalty)
+        else:
+            reward_n, self.earned = reward_set_influence(influence_nk, valid_n, self.earned, settings.invalid_penalty)
+        rewards = reward_n.tolist()
+        for row, reward in zip(rows, rewards, strict=True):
+            row["reward"] = reward
+        with self.log.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        log_metric("valid", valid_n.float().mean().item())
+        log_metric("influence", influence_nk[valid_n].mean().item() if valid_n.any() else 0.0)
+        log_metric("guard_influence", guard_n[valid_n].mean().item() if valid_n.any() else 0.0)
+        log_metric("distinct_rubrics", len({row["rubric"] for row in rows}) / len(rows))
+        return rewards
+
+    def ask_teacher(self, rows: list[dict], step: int) -> None:
+        """Put `pairs_per_rubric` pairs into every row that has a rubric."""
+        settings, prompts = self.config.synthesis, self.config.prompts
+        asked = [row for row in rows if not row["problem"] for _ in range(self.config.rl.pairs_per_rubric)]
+        conversations = [ask_pair(prompts, self.documents[row["document_id"]].text, row["rubric"]) for row in asked]
+        completions = self.teacher.generate(
+            conversations,
+            seed=self.seed * 1_000_003 + step,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_pair_tokens,
+            schema=PairOutput if settings.constrained else None,
+        )
+        for row, completion in zip(asked, completions, strict=True):
+            pair = parse_pair(completion.text)
+            row["pairs"].append({"question": pair.question, "answer": pair.answer, "problem": pair.problem})
+
+    def score_rows(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Influence [n, k], guard influence [n] and validity [n] of every row, over the mean of its valid pairs."""
+        valid_pairs = [(index, p) for index, row in enumerate(rows) for p in row["pairs"] if not p["problem"]]
+        scores = self.score([(p["question"], p["answer"]) for _, p in valid_pairs]) if valid_pairs else None
+        width = scores.shape[1] if scores is not None else 2
+        total_nk = torch.zeros(len(rows), width)
+        count_n = torch.zeros(len(rows))
+        for place, (index, pair) in enumerate(valid_pairs):
+            pair["influence"] = [round(value, 6) for value in scores[place].tolist()]
+            total_nk[index] += torch.tensor(pair["influence"])
+            count_n[index] += 1
+        mean_nk = total_nk / count_n.clamp(min=1).unsqueeze(1)
+        return mean_nk[:, :-1], mean_nk[:, -1], count_n > 0
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged from `step` on, and earn again what came before: the state that a resumed run needs."""
+        self.earned = EarnedInfluence()
+        if not self.log.exists():
+            return
+        rows = [json.loads(line) for line in self.log.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+        rows = [row for row in rows if row["step"] < step]
+        self.log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        if self.config.rl.reward == "set_influence":
+            for number in range(step):
+                batch = [row for row in rows if row["step"] == number]
+                influence = [[p["influence"] for p in row["pairs"] if not p["problem"]] for row in batch]
+                means = [torch.tensor(values).mean(dim=0)[:-1] for values in influence if values]
+                if means:
+                    self.earned = self.earned.update(torch.stack(means), torch.ones(len(means), dtype=torch.bool))
+
+
+def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTrainer], dict]:
+    """A TRL rollout function that samples rubrics under the JSON schema, for models too small to keep to it alone."""
+
+    def rollout(prompts: list, trainer: GRPOTrainer) -> dict:
+        tokenizer = trainer.processing_class
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        engine = TransformersEngine(model, tokenizer, "rubric generator", batch_size=len(prompts))
+        completions = engine.generate(
+            prompts,
+            seed=seed * 1_000_003 + trainer.state.global_step,
+            temperature=config.rl.temperature,
+            top_p=1.0,
+            max_tokens=config.synthesis.max_rubric_tokens,
+            schema=RubricOutput,
+        )
+        asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS)
+        written = [
+            tokenizer(c.text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for c in completions
+        ]
+        return {"prompt_ids": asked["input_ids"], "completion_ids": written, "logprobs": None}
+
+    return rollout
+
+
+def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
+    """TRL's arguments for a profile: one optimizer step for each generation batch."""
+    settings = config.rl
+    gpu = torch.cuda.is_available()
+    vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
+    return GRPOConfig(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.documents_per_step * settings.group_size,
+        num_generations=settings.group_size,
+        steps_per_generation=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        temperature=settings.temperature,
+        beta=settings.kl,
+        chat_template_kwargs=TEMPLATE_OPTIONS,
+        loss_type=settings.loss,
+        scale_rewards=settings.scale_rewards,
+        max_completion_length=config.synthesis.max_rubric_tokens,
+        bf16=True,
+        gradient_checkpointing=gpu,
+        use_cpu=not gpu,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        vllm_server_host="127.0.0.1",  # TRL's own default listens to every network
+        **vllm,
+    )
+
+
+def train_rubric_generator(
+    config: Config,
+    documents: Sequence[Document],
+    teacher: Engine,
+    score: Score,
+    seed: int,
+    out: str | Path,
+    scratch: str | Path,
+) -> list[dict]:
+    """Optimise the rubric generator; returns TRL's log, one row a step.
+
+    `out` receives the generator (model or, with rl.lora, the merged model) with its tokenizer, and
+    `trajectories.jsonl`: step, document, rubric, pairs with influence by direction (the last is the guard's), reward.
+    """
+    scratch, out = Path(scratch), Path(out)
+    spec = config.models.rubric_generator
+    tokenizer = load_tokenizer(spec)
+    reward = RubricReward(config, documents, teacher, score, seed, scratch / "trajectories.jsonl")
+    arguments = build_arguments(config, seed, str(scratch / "trainer"))
+    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    reward.rewind(int(last.rpartition("-")[2]) if last else 0)
+    rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
+    torch.manual_seed(seed)
+    trainer = GRPOTrainer(
+        load_model(spec),
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
+        rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
+    )
+    show_progress(trainer, f"GRPO, seed {seed}", "reward", "influence", "guard_influence", "valid")
+    trainer.train(resume_from_checkpoint=last)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.rl.lora:
+        model = model.merge_and_unload()
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    shutil.copy(scratch / "trajectories.jsonl", out / "trajectories.jsonl")
+    shutil.rmtree(scratch)
+    return trainer.state.log_history

@@ -1,0 +1,76 @@
+"""The influence of pairs on a warmed-up target: validation and guard directions made once, pairs scored by the batch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rubric_influence.config import Config
+from rubric_influence.influence.exact import (
+    Scorer,
+    cluster_directions,
+    combine,
+    example_gradients,
+    validation_gradients,
+)
+from rubric_influence.influence.examples import Example, encode
+from rubric_influence.influence.moments import load_moments
+from rubric_influence.models import load_tokenizer
+from rubric_influence.records import ExamItem
+from rubric_influence.sft import list_checkpoints, load_fine_tuned
+
+GUARD = "guard"
+
+
+def name_directions(
+    model: torch.nn.Module, validation: Sequence[ExamItem], examples: Sequence[Example], config: Config, seed: int
+) -> dict[str, torch.Tensor]:
+    """The validation directions of a profile, name -> [d]: one ("mean"), one a topic, or one a gradient cluster."""
+    settings = config.influence
+    if settings.directions == "clusters":
+        gradients = example_gradients(model, examples, settings.batch_size)
+        directions, _ = cluster_directions(gradients, settings.clusters, seed)
+        return {f"cluster {index}": direction for index, direction in enumerate(directions)}
+    groups = [item.topic or "untitled" for item in validation] if settings.directions == "topics" else None
+    return validation_gradients(model, examples, groups, settings.batch_size)
+
+
+class TargetScorer:
+    """Influence of pairs on the warmed-up target along every validation direction and, last, the guard set's.
+
+    `names` are the directions' names; the guard's is "guard". Calling it with (question, answer) pairs gives fp32
+    cosines [pairs, directions], positive where the step on the pair lowers that part's validation loss, summed over
+    the warm-up's checkpoints by learning rate (rubric_influence.influence.exact).
+    """
+
+    def __init__(self, config: Config, warmup: str | Path, exam: Sequence[ExamItem], seed: int):
+        self.config = config
+        self.tokenizer = load_tokenizer(config.models.target)
+        validation = [item for item in exam if item.split == "validation"]
+        guard = [item for item in exam if item.split == "guard"]
+        asked = {split: self.encode([(i.question, i.answer) for i in items]) for split, items in
+                 (("validation", validation), ("guard", guard))}  # fmt: skip
+        self.scorers, self.rates, self.names = [], [], []
+        for checkpoint in list_checkpoints(warmup):
+            model = load_fine_tuned(config.models.target, checkpoint)
+            directions = name_directions(model, validation, asked["validation"], config, seed)
+            directions[GUARD] = validation_gradients(model, asked["guard"], None, config.influence.batch_size)["all"]
+            moments = load_moments(checkpoint / "moments.safetensors")
+            scorer = Scorer(
+                model,
+                torch.stack(list(directions.values())),
+                moments,
+                momentum=config.influence.momentum,
+                batch_size=config.influence.batch_size,
+            )
+            self.scorers.append(scorer)
+            self.rates.append(moments.learning_rate)
+            self.names = list(directions)
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+        template, limit = self.config.prompts.answer, self.config.warmup.max_tokens
+        return [encode(self.tokenizer, question, answer, template, limit) for question, answer in pairs]
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+        examples = self.encode(pairs)
+        return combine([scorer.score(examples) for scorer in self.scorers], self.rates)

@@ -1,0 +1,144 @@
+"""LoRA fine-tuning of the target on question-answer pairs: the warm-up before influence, and every final arm.
+
+TRL's SFTTrainer does the work; what this adds is the optimizer's state at the end of the last epochs, which the
+influence score needs, and resuming from the last whole epoch.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from rubric_influence.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.influence.moments import capture_moments, save_moments
+from rubric_influence.models import load_model, load_tokenizer
+from rubric_influence.progress import show_progress
+from rubric_influence.prompts import ask_answer
+from rubric_influence.records import QAPair
+
+
+def build_lora(lora: Lora) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Writes adapter and Adam moments at the end of each of the last epochs to folder/checkpoint-<epoch>."""
+
+    def __init__(self, folder: Path, last: int):
+        self.folder, self.last = folder, last
+        self.rates: list[float] = []
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
+        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        epoch = round(state.epoch)
+        rates, self.rates = self.rates, []
+        if epoch <= args.num_train_epochs - self.last:
+            return
+        moments = capture_moments(kwargs["model"], kwargs["optimizer"], learning_rate=sum(rates) / len(rates))
+        target = self.folder / f"checkpoint-{epoch}"
+        kwargs["model"].save_pretrained(target, safe_serialization=True)
+        (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        save_moments(target / "moments.safetensors", moments)
+
+
+def fine_tune(
+    spec: ModelSpec,
+    pairs: Sequence[QAPair],
+    prompts: Prompts,
+    lora: Lora,
+    settings: FineTuning,
+    seed: int,
+    out: str | Path,
+    scratch: str | Path,
+    checkpoints: int = 1,
+    name: str = "fine-tuning",
+) -> list[dict]:
+    """Fine-tune a fresh LoRA adapter on the pairs; returns the training log.
+
+    Loss is on the answer's tokens alone. `out` receives one folder for each of the last `checkpoints` epochs, each
+    with the adapter and `moments.safetensors`. An interrupted run goes on from its last whole epoch in `scratch`.
+    Raises ValueError if there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("there are no valid pairs to fine-tune on; look at the rejected pairs' `problem` and `raw`")
+    tokenizer = load_tokenizer(spec)
+    tokenizer.padding_side = "right"
+    model = load_model(spec)
+    model.config.use_cache = False
+    rows = [
+        {
+            "prompt": ask_answer(prompts, pair.question),
+            "completion": [{"role": "assistant", "content": pair.answer}],
+        }
+        for pair in pairs
+    ]
+    scratch = Path(scratch)
+    arguments = SFTConfig(
+        output_dir=str(scratch / "trainer"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        max_length=settings.max_tokens,
+        completion_only_loss=True,
+        gradient_checkpointing=torch.cuda.is_available(),
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=0.1,  # ten lines a run
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="epoch",
+        save_total_limit=1,
+    )
+    kept = KeepCheckpoints(scratch / "kept", checkpoints)
+    torch.manual_seed(seed)  # peft draws lora_A before the trainer sets its seed
+    trainer = SFTTrainer(
+        model,
+        arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=build_lora(lora),
+        callbacks=[kept],
+    )
+    show_progress(trainer, name, "loss")
+    resume = any((scratch / "trainer").glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=resume)
+    shutil.copytree(kept.folder, out, dirs_exist_ok=True)
+    shutil.rmtree(scratch)
+    return trainer.state.log_history
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoint folders of a fine-tuning run, first epoch first. Raises ValueError if there are none."""
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    if not found:
+        raise ValueError(f"no checkpoint-* folder in {folder}; run the stage that trains it first")
+    return found
+
+
+def load_fine_tuned(spec: ModelSpec, checkpoint: str | Path) -> PeftModel:
+    """The target with one checkpoint's adapter, in eval mode."""
+    return PeftModel.from_pretrained(load_model(spec), checkpoint, is_trainable=False).eval()

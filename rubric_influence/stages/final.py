@@ -1,0 +1,130 @@
+"""Stage 6: every arm's training set, synthesised anew at one pair budget."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rubric_influence.config import Config
+from rubric_influence.generation import Engine, open_engine
+from rubric_influence.jobs import run_jobs
+from rubric_influence.journal import Journal, scratch_folder
+from rubric_influence.layout import (
+    DOCUMENTS,
+    EXAM,
+    FINAL,
+    GENERATORS,
+    METRICS,
+    WARMUP,
+    fingerprint,
+    list_arms,
+    seed_folder,
+)
+from rubric_influence.metrics import write_metrics
+from rubric_influence.records import Document, ExamItem, QAPair, Rubric, read_records, write_records
+from rubric_influence.scoring import TargetScorer
+from rubric_influence.synthesis import (
+    count_records,
+    deal_rubrics,
+    follow_rubrics,
+    keep_valid,
+    write_pairs,
+    write_rubrics,
+)
+
+
+def make_final_sets(config: Config) -> pd.DataFrame:
+    """Rubrics and pairs of every arm and seed, in data/final. Returns how many are valid, by arm and seed."""
+    results = run_jobs(make_final_set, [(config, seed) for seed in config.seeds], config.machine)
+    counts = {
+        arm: {f"seed-{seed}": result[arm] for seed, result in zip(config.seeds, results, strict=True)}
+        for arm in list_arms(config)
+    }
+    write_metrics(METRICS / "final.json", counts)
+    return tabulate_counts(counts)
+
+
+def make_final_set(config: Config, seed: int) -> dict[str, dict]:
+    """Write every arm of one seed; returns their counts."""
+    documents = read_records(DOCUMENTS, Document)
+    models, size = config.models, config.synthesis.batch_size
+    trained = models.rubric_generator.model_copy(update={"path": str(seed_folder(GENERATORS, seed))})
+    specs = (models.teacher, models.rubric_generator, trained)
+    identity = ([fingerprint(spec) for spec in specs], config.prompts, config.synthesis, seed)
+    sets = synthesise_arms(
+        config,
+        documents,
+        *(open_engine(spec, size) for spec in specs),
+        TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed),
+        seed,
+        Journal(scratch_folder("final", *identity) / "answers.jsonl"),
+    )
+    for arm, (rubrics, pairs) in sets.items():
+        write_records(seed_folder(FINAL / arm, seed) / "rubrics.jsonl", rubrics)
+        write_records(seed_folder(FINAL / arm, seed) / "pairs.jsonl", pairs)
+    return {
+        arm: {"rubrics": count_records(rubrics), "pairs": count_records(pairs)}
+        for arm, (rubrics, pairs) in sets.items()
+    }
+
+
+def synthesise_arms(
+    config: Config,
+    documents: Sequence[Document],
+    teacher: Engine,
+    untrained: Engine,
+    trained: Engine,
+    scorer: TargetScorer,
+    seed: int,
+    journal: Journal,
+) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
+    """arm -> (rubrics, pairs) of one seed."""
+    prompts, settings = config.prompts, config.synthesis
+    budget = settings.final_pairs
+
+    def pairs_from(rubrics: list[Rubric]) -> list[QAPair]:
+        return write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)
+
+    def rubrics_from(generator: Engine, per_document: int) -> list[Rubric]:
+        # Offset, so that final rubrics are not the initial set's over again.
+        return write_rubrics(generator, documents, per_document, prompts, settings, seed + 7919, journal)
+
+    sets: dict[str, tuple[list[Rubric], list[QAPair]]] = {}
+    alone = [(document, None, slot) for document in documents for slot in range(budget)]
+    sets["no_rubric"] = [], write_pairs(teacher, alone, prompts, settings, seed, journal)
+    for arm, texts in (("expert_rubric", prompts.expert_rubrics), ("privileged_rubric", prompts.privileged_rubrics)):
+        if texts:
+            rubrics = deal_rubrics(texts, arm, documents, budget)
+            sets[arm] = rubrics, pairs_from(rubrics)
+    twice = rubrics_from(untrained, 2 * budget)
+    candidates = pairs_from(twice)
+    first = {rubric.id for rubric in twice if rubric.slot < budget}
+    sets["initial"] = (
+        [rubric for rubric in twice if rubric.slot < budget],
+        [pair for pair in candidates if pair.rubric_id in first],
+    )
+    sets["influence_filtered"] = twice, keep_best(candidates, scorer, len(documents) * budget)
+    optimised = rubrics_from(trained, budget)
+    sets["optimised"] = optimised, pairs_from(optimised)
+    return {arm: sets[arm] for arm in list_arms(config)}
+
+
+def keep_best(pairs: Sequence[QAPair], scorer: TargetScorer, count: int) -> list[QAPair]:
+    """The `count` valid pairs with the highest mean influence over the validation directions, in their order."""
+    valid = keep_valid(pairs)
+    influence = scorer([(pair.question, pair.answer) for pair in valid])[:, :-1].mean(dim=1)
+    best = influence.argsort(descending=True, stable=True)[:count].tolist()
+    return [valid[index] for index in sorted(best)]
+
+
+def tabulate_counts(counts: dict[str, dict]) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "seed": seed, "requested": c["pairs"]["requested"], "valid": c["pairs"]["valid"]}
+        for arm, by_seed in counts.items()
+        for seed, c in by_seed.items()
+    ]
+    return pd.DataFrame(rows).pivot(index="arm", columns="seed", values="valid").loc[list(counts)]
+
+
+def read_final_pairs(arm: str, seed: int, root: Path = FINAL) -> list[QAPair]:
+    return keep_valid(read_records(seed_folder(root / arm, seed) / "pairs.jsonl", QAPair))

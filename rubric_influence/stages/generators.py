@@ -1,0 +1,72 @@
+"""Stage 5: GRPO on the rubric generator, with influence as its reward."""
+
+import pandas as pd
+
+from rubric_influence.config import Config
+from rubric_influence.generation import open_engine
+from rubric_influence.jobs import run_jobs
+from rubric_influence.journal import scratch_folder
+from rubric_influence.layout import (
+    DOCUMENTS,
+    EXAM,
+    GENERATORS,
+    METRICS,
+    PLOTS,
+    WARMUP,
+    fingerprint,
+    hash_weights,
+    seed_folder,
+)
+from rubric_influence.metrics import write_metrics
+from rubric_influence.records import Document, ExamItem, read_records
+from rubric_influence.rl import train_rubric_generator
+from rubric_influence.scoring import TargetScorer
+from rubric_influence.sft import list_checkpoints
+
+LOGGED = ("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "entropy", "kl")
+
+
+def optimise_generators(config: Config) -> pd.DataFrame:
+    """An optimised rubric generator for every seed, in data/generators. Returns the training log, a row a step."""
+    logs = run_jobs(optimise_generator, [(config, seed) for seed in config.seeds], config.machine)
+    rows = [
+        {"seed": seed, "step": entry["step"]} | {key: entry[key] for key in LOGGED if key in entry}
+        for seed, log in zip(config.seeds, logs, strict=True)
+        for entry in log
+        if "reward" in entry
+    ]
+    table = pd.DataFrame(rows)
+    PLOTS.mkdir(exist_ok=True)
+    table.groupby("step").mean().drop(columns="seed").round(5).to_csv(PLOTS / "generators.csv")
+    write_metrics(METRICS / "generators.json", summarise_log(table))
+    return table
+
+
+def optimise_generator(config: Config, seed: int) -> list[dict]:
+    documents = read_records(DOCUMENTS, Document)
+    teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
+    warmup = seed_folder(WARMUP, seed)
+    weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
+    identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
+    return train_rubric_generator(
+        config,
+        documents,
+        teacher,
+        TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed),
+        seed,
+        out=seed_folder(GENERATORS, seed),
+        scratch=scratch_folder("generators", *identity),
+    )
+
+
+def summarise_log(table: pd.DataFrame) -> dict:
+    """Means of the first and last fifth of the steps, by seed."""
+    summary = {}
+    for seed, rows in table.groupby("seed"):
+        fifth = max(1, len(rows) // 5)
+        keys = [key for key in ("reward", "influence", "guard_influence", "valid", "distinct_rubrics") if key in rows]
+        summary[f"seed-{seed}"] = {
+            part: {key: round(float(chosen[key].mean()), 5) for key in keys}
+            for part, chosen in (("first", rows.head(fifth)), ("last", rows.tail(fifth)))
+        }
+    return summary

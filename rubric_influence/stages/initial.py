@@ -1,0 +1,57 @@
+"""Stage 2: the initial synthetic set, from the rubric generator as it is before training."""
+
+import pandas as pd
+
+from rubric_influence.config import Config
+from rubric_influence.generation import open_engine
+from rubric_influence.jobs import run_jobs
+from rubric_influence.journal import Journal, scratch_folder
+from rubric_influence.layout import DOCUMENTS, INITIAL, METRICS, fingerprint, seed_folder
+from rubric_influence.metrics import write_metrics
+from rubric_influence.records import Document, QAPair, Rubric, read_records, write_records
+from rubric_influence.synthesis import count_records, follow_rubrics, keep_valid, write_pairs, write_rubrics
+
+
+def make_initial_sets(config: Config) -> dict[int, tuple[list[Rubric], list[QAPair]]]:
+    """Rubrics and pairs of the untrained generator for every seed, also written to data/initial."""
+    results = run_jobs(make_initial_set, [(config, seed) for seed in config.seeds], config.machine)
+    sets = dict(zip(config.seeds, results, strict=True))
+    counts = {
+        f"seed-{seed}": {"rubrics": count_records(rubrics), "pairs": count_records(pairs)}
+        for seed, (rubrics, pairs) in sets.items()
+    }
+    write_metrics(METRICS / "initial.json", counts)
+    return sets
+
+
+def make_initial_set(config: Config, seed: int) -> tuple[list[Rubric], list[QAPair]]:
+    documents = read_records(DOCUMENTS, Document)
+    settings, prompts, models = config.synthesis, config.prompts, config.models
+    generator = open_engine(models.rubric_generator, settings.batch_size)
+    teacher = open_engine(models.teacher, settings.batch_size)
+    identity = (fingerprint(models.rubric_generator), fingerprint(models.teacher), prompts, settings, seed)
+    journal = Journal(scratch_folder("initial", *identity) / "answers.jsonl")
+    rubrics = write_rubrics(generator, documents, settings.initial_pairs, prompts, settings, seed, journal)
+    pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)
+    write_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", rubrics)
+    write_records(seed_folder(INITIAL, seed) / "pairs.jsonl", pairs)
+    return rubrics, pairs
+
+
+def tabulate_examples(
+    documents: list[Document], rubrics: list[Rubric], pairs: list[QAPair], count: int
+) -> pd.DataFrame:
+    """The first valid pairs, each with its rubric and the start of its document."""
+    texts = {document.id: document.text for document in documents}
+    wording = {rubric.id: rubric.text for rubric in rubrics}
+    return pd.DataFrame(
+        [
+            {
+                "document": texts[pair.document_id][:80] + " ...",
+                "rubric": wording.get(pair.rubric_id, ""),
+                "question": pair.question,
+                "answer": pair.answer,
+            }
+            for pair in keep_valid(pairs)[:count]
+        ]
+    )

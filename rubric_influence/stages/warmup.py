@@ -1,0 +1,45 @@
+"""Stage 3: warm up the target on initial pairs, and keep the optimizer's state that influence is measured with."""
+
+import random
+
+import pandas as pd
+
+from rubric_influence.config import Config
+from rubric_influence.jobs import run_jobs
+from rubric_influence.journal import scratch_folder
+from rubric_influence.layout import INITIAL, WARMUP, fingerprint, seed_folder
+from rubric_influence.records import QAPair, read_records
+from rubric_influence.sft import fine_tune
+from rubric_influence.synthesis import keep_valid
+
+
+def warm_up_targets(config: Config) -> pd.DataFrame:
+    """A warmed-up adapter with its moments for every seed, in data/warmup. Returns the loss by seed and epoch."""
+    logs = run_jobs(warm_up_target, [(config, seed) for seed in config.seeds], config.machine)
+    return pd.DataFrame(
+        [
+            {"seed": seed, "epoch": entry["epoch"], "loss": entry["loss"]}
+            for seed, log in zip(config.seeds, logs, strict=True)
+            for entry in log
+            if "loss" in entry
+        ]
+    )
+
+
+def warm_up_target(config: Config, seed: int) -> list[dict]:
+    settings, spec = config.warmup, config.models.target
+    pairs = keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair))
+    chosen = random.Random(seed).sample(pairs, max(1, round(settings.fraction * len(pairs))))
+    identity = (fingerprint(spec), chosen, config.prompts, config.lora, settings, seed)
+    return fine_tune(
+        spec,
+        chosen,
+        config.prompts,
+        config.lora,
+        settings,
+        seed,
+        out=seed_folder(WARMUP, seed),
+        scratch=scratch_folder("warmup", *identity),
+        checkpoints=settings.checkpoints,
+        name=f"warm-up, seed {seed}",
+    )

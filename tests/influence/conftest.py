@@ -1,0 +1,63 @@
+"""Tiny LoRA models of both families after a few real AdamW steps, and examples from the lab's world."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rubric_influence.influence.examples import collate, encode
+from rubric_influence.influence.moments import capture_moments
+from rubric_influence.lab import world
+from rubric_influence.lab.models import build_model, build_tokenizer
+
+FIELD = world.load_field(Path(__file__).parents[2] / "data/lab/fields/medicine.yaml")
+LEARNING_RATE = 1e-3
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer(FIELD)
+
+
+def draw_examples(tokenizer, count, seed):
+    """Pairs of every form about random entities: 10 to 60 tokens."""
+    rng = random.Random(seed)
+    examples = []
+    for _ in range(count):
+        entity = world.draw_entity(FIELD, rng.choice(FIELD.entity_names), rng)
+        pair = world.write_pair(FIELD, entity, world.draw_choice(FIELD, rng), rng, FIELD.topics)
+        examples.append(encode(tokenizer, *pair))
+    return examples
+
+
+def build_lora_model(tokenizer, family, targets="all-linear", dropout=0.1, r=4):
+    torch.manual_seed(0)
+    base = build_model(tokenizer, family, hidden_size=32, layers=2)
+    return get_peft_model(base, LoraConfig(r=r, lora_alpha=8, lora_dropout=dropout, target_modules=targets))
+
+
+def warm_up(model, examples, steps=6, betas=(0.9, 0.999)):
+    """An AdamW with weight decay on lora_B alone, so that its parameter order is not the model's."""
+    factors = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in factors if "lora_B" in name], "weight_decay": 0.01},
+        {"params": [p for name, p in factors if "lora_A" in name], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=betas)
+    model.train()
+    for step in range(steps):
+        batch = collate(examples[8 * step : 8 * step + 8], pad_token_id=0)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+@pytest.fixture(scope="session", params=["qwen3", "llama"])
+def warmed(request, tokenizer):
+    """(model, optimizer, moments) of a family. Tests must leave the model as they found it."""
+    model = build_lora_model(tokenizer, request.param)
+    optimizer = warm_up(model, draw_examples(tokenizer, 48, seed=1))
+    return model, optimizer, capture_moments(model, optimizer, learning_rate=LEARNING_RATE)

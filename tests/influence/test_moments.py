@@ -1,0 +1,230 @@
+import dataclasses
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import LEARNING_RATE, build_lora_model, draw_examples, warm_up
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+
+from rubric_influence.influence.moments import (
+    AdamMoments,
+    capture_moments,
+    load_moments,
+    lora_factors,
+    match_moments,
+    normalise_name,
+    save_moments,
+)
+
+
+def small_moments(**changes):
+    values = dict(exp_avg={"w": torch.ones(2)}, exp_avg_sq={"w": torch.ones(2)}, step=3, betas=(0.9, 0.99), eps=1e-8)
+    return AdamMoments(**values | dict(learning_rate=1e-3) | changes)
+
+
+def equal(one, other):
+    assert one.exp_avg.keys() == other.exp_avg.keys()
+    scalars = [(m.step, m.betas, m.eps, m.learning_rate) for m in (one, other)]
+    return scalars[0] == scalars[1] and all(
+        torch.equal(one.exp_avg[n], other.exp_avg[n]) and torch.equal(one.exp_avg_sq[n], other.exp_avg_sq[n])
+        for n in one.exp_avg
+    )
+
+
+def test_moments_are_those_of_hand_computed_steps():
+    # Two steps with gradients 1 then 3, betas (0.5, 0.75):
+    # m = 0.5*(0.5*1) + 0.5*3 = 1.75;  v = 0.75*(0.25*1) + 0.25*9 = 2.4375
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.5, 0.75), eps=1e-3)
+    for gradient in (1.0, 3.0):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    moments = capture_moments(model, optimizer, learning_rate=0.05)
+    assert moments.exp_avg["weight"].item() == 1.75
+    assert moments.exp_avg_sq["weight"].item() == 2.4375
+    assert (moments.step, moments.betas, moments.eps, moments.learning_rate) == (2, (0.5, 0.75), 1e-3, 0.05)
+
+
+def test_moments_go_to_their_parameter_and_not_by_order(warmed):
+    model, optimizer, moments = warmed  # the optimizer holds all lora_B before all lora_A
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(moments.exp_avg[name], optimizer.state[parameter]["exp_avg"])
+            assert torch.equal(moments.exp_avg_sq[name], optimizer.state[parameter]["exp_avg_sq"])
+    assert moments.step == 6
+
+
+def test_captured_moments_do_not_change_with_later_steps(tokenizer):
+    model = build_lora_model(tokenizer, "qwen3")
+    examples = draw_examples(tokenizer, 16, seed=1)
+    optimizer = warm_up(model, examples, steps=1)
+    moments = capture_moments(model, optimizer, LEARNING_RATE)
+    before = {name: tensor.clone() for name, tensor in moments.exp_avg.items()}
+    optimizer.step()  # no gradients, but decay groups: state is untouched
+    model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], moments.exp_avg[name]) for name in before)
+    assert capture_moments(model, optimizer, LEARNING_RATE).step == 2
+
+
+def test_accelerate_wrapped_optimizer_gives_the_same_moments(tokenizer):
+    examples = draw_examples(tokenizer, 16, seed=1)
+    captured = []
+    for wrap in (False, True):
+        model = build_lora_model(tokenizer, "llama")
+        torch.manual_seed(0)
+        optimizer = warm_up(model, examples, steps=2)
+        if wrap:
+            model, optimizer = Accelerator(cpu=True).prepare(model, optimizer)
+        captured.append(capture_moments(model, optimizer, LEARNING_RATE))
+    assert equal(*captured)
+
+
+def test_saved_moments_are_read_back_as_they_were(warmed, tmp_path):
+    _, _, moments = warmed
+    save_moments(tmp_path / "made" / "moments.safetensors", moments)
+    assert equal(load_moments(tmp_path / "made" / "moments.safetensors"), moments)
+
+
+def test_saved_moments_fit_the_adapter_that_peft_saved_and_loaded(warmed, tokenizer, tmp_path):
+    model, _, moments = warmed
+    save_moments(tmp_path / "moments.safetensors", moments)
+    model.save_pretrained(tmp_path)
+    base = build_lora_model(tokenizer, model.get_base_model().config.model_type).unload()
+    loaded = PeftModel.from_pretrained(base, tmp_path, adapter_name="warmup", is_trainable=False)
+    matched = match_moments(load_moments(tmp_path / "moments.safetensors"), loaded)
+    assert list(matched.exp_avg) == list(lora_factors(loaded))
+    for name, tensor in matched.exp_avg.items():
+        assert torch.equal(tensor, moments.exp_avg[name.replace(".warmup.", ".default.")])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.warmup.weight",
+        "_orig_mod.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+    ],
+)
+def test_names_that_differ_by_wrapper_or_adapter_alone_are_one(name):
+    assert normalise_name(name) == "model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def test_factors_are_the_models_trainable_parameters(warmed):
+    model, _, _ = warmed
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: id(f.weight) for name, f in lora_factors(model).items()} == {n: id(p) for n, p in trainable.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(exp_avg={}, exp_avg_sq={}), "there are no moments"),
+        (dict(step=0), "moments are of step 0; capture them after at least one"),
+        (dict(learning_rate=0.0), "learning_rate is 0.0; give the epoch's mean"),
+        (dict(betas=(0.9, 1.0)), r"betas are \(0.9, 1.0\) and eps 1e-08"),
+        (dict(exp_avg={"u": torch.ones(2)}), "two moments differ in names or shapes: u, w"),
+        (dict(exp_avg={"w": torch.tensor([1.0, float("nan")])}), "non-finite or negative moments of w; the warm-up"),
+        (dict(exp_avg_sq={"w": torch.tensor([1.0, -1.0])}), "non-finite or negative moments of w"),
+    ],
+)
+def test_impossible_moments_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_moments(**changes)
+
+
+def rename(moments, change):
+    """The moments with both dictionaries changed by one function."""
+    return dataclasses.replace(moments, exp_avg=change(moments.exp_avg), exp_avg_sq=change(moments.exp_avg_sq))
+
+
+def test_moments_of_another_rank_are_refused_with_both_shapes(warmed, tokenizer):
+    model, _, moments = warmed
+    wider = build_lora_model(tokenizer, model.get_base_model().config.model_type, r=8)
+    with pytest.raises(ValueError, match=r"q_proj.lora_A.default.weight \[4, 32\] instead of \[8, 32\].* and 25 more"):
+        match_moments(moments, wider)
+
+
+def test_missing_and_left_over_moments_are_refused_by_name(warmed):
+    model, _, moments = warmed
+    first = next(iter(moments.exp_avg))
+    with pytest.raises(ValueError, match=f"no moments for {first}. Load the adapter"):
+        match_moments(rename(moments, lambda held: {n: t for n, t in held.items() if n != first}), model)
+    with pytest.raises(ValueError, match="moments of extra, which the model does not have"):
+        match_moments(rename(moments, lambda held: held | {"extra": torch.ones(1)}), model)
+    twin = first.replace(".default.", ".other.")
+    with pytest.raises(ValueError, match="two moments go by one name"):
+        match_moments(rename(moments, lambda held: held | {twin: held[first]}), model)
+
+
+def test_optimizer_without_adam_state_is_refused(tokenizer):
+    model = build_lora_model(tokenizer, "qwen3")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    with pytest.raises(
+        ValueError, match=r"keeps no exp_avg and exp_avg_sq of .*lora_A.* \(it keeps \[\]\); use torch's"
+    ):
+        capture_moments(model, torch.optim.AdamW(trainable), LEARNING_RATE)
+    with pytest.raises(ValueError, match="amsgrad, maximize or Adam's coupled weight decay; use plain AdamW"):
+        capture_moments(model, torch.optim.AdamW(trainable, amsgrad=True), LEARNING_RATE)
+    with pytest.raises(ValueError, match="use plain AdamW"):
+        capture_moments(model, torch.optim.Adam(trainable, weight_decay=0.1), LEARNING_RATE)
+
+
+def test_optimizer_of_another_model_is_refused(warmed, tokenizer):
+    _, optimizer, _ = warmed
+    with pytest.raises(ValueError, match="holds 28 parameters that the model does not have, and none of base_model"):
+        capture_moments(build_lora_model(tokenizer, "qwen3"), optimizer, LEARNING_RATE)
+
+
+def test_parameters_of_different_steps_are_refused():
+    model = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    optimizer = torch.optim.AdamW(model.parameters())
+    for names in ("ab", "a"):
+        optimizer.zero_grad()
+        for name in names:
+            model[name].weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"differ in \(step, betas, eps\): \[\(1, .*\), \(2, "):
+        capture_moments(model, optimizer, LEARNING_RATE)
+
+
+def test_file_that_holds_no_moments_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="absent.safetensors holds no Adam moments"):
+        load_moments(tmp_path / "absent.safetensors")
+    save_file({"w": torch.ones(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="weights.safetensors holds no Adam moments .* wrote with save_moments"):
+        load_moments(tmp_path / "weights.safetensors")
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(ValueError, match="text.safetensors holds no Adam moments"):
+        load_moments(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (dict(use_dora=True), "lora_magnitude_vector.default"),
+        (dict(lora_bias=True), "lora_B.default"),
+        (dict(modules_to_save=["lm_head"]), "lm_head.modules_to_save.default.weight"),
+    ],
+)
+def test_adapter_with_more_than_lora_factors_is_refused(tokenizer, options, part):
+    base = build_lora_model(tokenizer, "llama").unload()
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], **options))
+    with pytest.raises(ValueError, match=f"{part}.* adapted or trainable too; fine-tune with plain LoRA"):
+        lora_factors(model)
+
+
+def test_model_without_lora_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no LoRA layer; load the warm-up's adapter"):
+        lora_factors(build_lora_model(tokenizer, "llama").unload())
+
+
+def test_two_active_adapters_are_refused(tokenizer):
+    model = build_lora_model(tokenizer, "llama")
+    model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"are \['default', 'other'\]; activate one"):
+        lora_factors(model)

@@ -1,0 +1,183 @@
+"""The repository's promises: style, stripped notebooks, complete stage dependencies, one truth about versions."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from dvc.repo import Repo
+from IPython.core.inputtransformer2 import TransformerManager
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "rubric_influence"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LARGEST_FILE = 8 * 2**20  # bytes
+UNDECLARED = {PACKAGE, "tests", "conftest", "flash_attn"}  # the last: only for who sets it; its import is guarded
+
+
+def list_files() -> list[Path]:
+    """Files that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def list_notebooks() -> list[Path]:
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert notebooks, "notebooks/ holds no notebook"
+    return notebooks
+
+
+def read_code(path: Path) -> str:
+    """The Python of a module, or of a notebook's code cells with magics turned into Python."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(TransformerManager().transform_cell(c.source) for c in cells if c.cell_type == "code")
+
+
+def list_imports(code: str) -> Iterator[tuple[str, str]]:
+    """(module, imported name or "") of every import statement, wherever it stands."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def find_source(module: str, name: str = "") -> Path | None:
+    """The package's file that `from module import name` reads, relative to the root; None for other packages."""
+    if module.split(".")[0] != PACKAGE:
+        return None
+    for parts in ([*module.split("."), name] if name else [], module.split(".")):
+        path = Path(*parts) if parts else None
+        if path and (ROOT / path).is_dir():
+            return path / "__init__.py"
+        if path and (ROOT / path).with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+    raise AssertionError(f"{module} is not a module of {PACKAGE}")
+
+
+def find_missing_dependencies(command: str, dependencies: set[Path], notebook_code: dict[str, str]) -> set[str]:
+    """What a stage's command runs and its notebook imports that its deps do not cover; a folder covers its files."""
+    notebooks = [word for word in command.split() if word in notebook_code]
+    # What executes a notebook is no part of its result; a stage without one is the module that it runs.
+    modules = [] if notebooks else re.findall(rf"-m\s+({PACKAGE}[\w.]*)", command)
+    if not notebooks and not modules:
+        return {"(the command runs neither a notebook of notebooks/ nor a module of the package)"}
+    needed = {Path(name) for name in notebooks} | {find_source(module) for module in modules}
+    for notebook in notebooks:
+        needed |= {find_source(*imported) for imported in list_imports(notebook_code[notebook])} - {None}
+    return {str(path) for path in needed if not dependencies & {path, *path.parents}}
+
+
+def read_pins(name: str) -> list[Requirement]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("-r")]
+
+
+def test_ruff_finds_nothing():
+    result = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_committed_notebooks_are_valid_and_stripped():
+    for path in list_notebooks():
+        nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+        result = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", path], capture_output=True, text=True)
+        assert result.returncode == 0, f"strip it: nbstripout {path.relative_to(ROOT)}\n{result.stdout}{result.stderr}"
+
+
+def test_every_stage_depends_on_its_notebook_and_the_modules_it_imports():
+    stages = [stage for stage in Repo(ROOT).index.stages if stage.cmd]
+    assert stages, "dvc.yaml has no stage that runs something"
+    code = {path.relative_to(ROOT).as_posix(): read_code(path) for path in list_notebooks()}
+    for stage in stages:
+        command = stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd)
+        missing = find_missing_dependencies(command, {Path(dep.def_path) for dep in stage.deps}, code)
+        assert not missing, f"stage {stage.addressing}: its deps lack {sorted(missing)}"
+
+
+@pytest.mark.parametrize(
+    "dependencies, missing",
+    [
+        ({"a.ipynb", "rubric_influence/records.py", "rubric_influence/lab/world.py"}, set()),
+        ({"a.ipynb", "rubric_influence/records.py", "rubric_influence/lab"}, set()),
+        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/records.py"}),
+        ({"rubric_influence"}, {"a.ipynb"}),
+    ],
+)
+def test_a_dependency_that_a_stage_lacks_is_found(dependencies, missing):
+    imports = ["import torch", "from rubric_influence.records import QAPair", "from rubric_influence.lab import world"]
+    code = {"a.ipynb": "\n".join(imports)}
+    command = "python -m rubric_influence.execution a.ipynb out.ipynb"
+    assert find_missing_dependencies(command, {Path(name) for name in dependencies}, code) == missing
+
+
+def test_a_stage_that_runs_nothing_known_is_found():
+    assert find_missing_dependencies("echo done", set(), {})
+
+
+def test_no_file_names_a_path_of_one_machine():
+    machine = re.compile(rb"(?<![\w.~/-])(?:/(?:home|Users|root|work)/|[A-Z]:\\Users\\)\w")
+    for path in list_files():
+        found = machine.search(path.read_bytes())
+        assert not found, f"{path.relative_to(ROOT)} holds a machine's path at byte {found.start()}"
+
+
+def test_no_file_is_too_large_for_git():
+    sizes = {str(path.relative_to(ROOT)): path.stat().st_size for path in list_files()}
+    assert not {name: size for name, size in sizes.items() if size > LARGEST_FILE}
+
+
+@pytest.mark.parametrize("folder, extras", [(PACKAGE, ["vllm"]), ("notebooks", []), ("tests", ["test", "vllm"])])
+def test_every_imported_distribution_is_declared(folder, extras):
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    declared |= {canonicalize_name(Requirement(line).name) for extra in extras for line in EXTRAS[extra]}
+    distributions = packages_distributions()
+    for path in sorted((ROOT / folder).rglob("*.py")) + sorted((ROOT / folder).glob("*.ipynb")):
+        modules = {module.split(".")[0] for module, _ in list_imports(read_code(path))}
+        for module in modules - set(sys.stdlib_module_names) - UNDECLARED:
+            names = {canonicalize_name(name) for name in distributions.get(module, [module])}
+            assert names & declared, f"{path.relative_to(ROOT)} imports {module}; declare it in pyproject.toml"
+
+
+@pytest.mark.parametrize("name", ["core", *sorted(EXTRAS)])
+def test_locked_versions_are_portable_and_satisfy_pyproject(name):
+    pins = read_pins(name)
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and "+" not in specifier.version and not pin.url, f"not portable: {pin}"
+    locked = {}
+    for pin in pins + read_pins("core"):
+        locked.setdefault(canonicalize_name(pin.name), []).append(next(iter(pin.specifier)).version)
+    for line in PROJECT["dependencies"] if name == "core" else EXTRAS[name]:
+        wanted = Requirement(line)
+        versions = locked.get(canonicalize_name(wanted.name), [])
+        assert versions, f"requirements/{name}.txt lacks {line}; run `make lock`"
+        assert all(v in wanted.specifier for v in versions), f"{line}: {versions} is locked; run `make lock`"
+
+
+@pytest.mark.parametrize("name", sorted(EXTRAS))
+def test_extras_agree_with_the_core_on_every_version(name):
+    core = {canonicalize_name(pin.name): pin.specifier for pin in read_pins("core")}
+    for pin in read_pins(name):
+        assert core.get(canonicalize_name(pin.name), pin.specifier) == pin.specifier
+
+
+def test_conda_environment_installs_the_lock_on_a_supported_python():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (python,) = [line.split("=")[1] for line in dependencies if isinstance(line, str) and line.startswith("python=")]
+    assert python in SpecifierSet(PROJECT["requires-python"])
+    assert {"pip": ["-r requirements/core.txt", "-e ."]} in dependencies

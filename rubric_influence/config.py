@@ -101,11 +101,16 @@ class Prompts(Section):
         return self
 
 
+class Budget(Section):
+    """How many pairs a document gets, one rubric each."""
+
+    initial_pairs: Count  # in the initial set, which the warm-up trains on
+    final_pairs: Count  # in every arm's final set
+
+
 class Synthesis(Section):
     """How rubrics and pairs are sampled."""
 
-    initial_pairs: Count  # pairs a document in the initial set, one rubric each
-    final_pairs: Count  # pairs a document in every arm's final set: the pair budget
     batch_size: Count
     temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -185,6 +190,7 @@ class Config(Section):
     corpus: Annotated[LabCorpus | TextCorpus, Field(discriminator="kind")]
     models: Models
     prompts: Prompts
+    budget: Budget
     synthesis: Synthesis
     lora: Lora
     warmup: Warmup

@@ -1,4 +1,4 @@
-"""The exam: lm-evaluation-harness over a local multiple-choice task, and paired bootstrap intervals over its answers."""
+"""The exam: lm-evaluation-harness over a local multiple-choice task, and paired bootstrap intervals."""
 
 from collections.abc import Sequence
 

@@ -37,7 +37,7 @@ class Journal:
                     self.values[entry["key"]] = entry["value"]
                 except (json.JSONDecodeError, KeyError, TypeError):
                     raise ValueError(
-                        f"{self.path}, line {number} is damaged: {line[:80]!r}; delete that line, or the file to start over"
+                        f"{self.path}, line {number} is damaged: {line[:80]!r}; delete that line, or the whole file"
                     ) from None
 
     def __contains__(self, key: str) -> bool:

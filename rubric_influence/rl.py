@@ -25,7 +25,7 @@ from rubric_influence.records import Document
 from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
 from rubric_influence.sft import build_lora
 
-# Questions and answers -> influence [pairs, directions]. The last direction is the guard set's: logged, never optimised.
+# Questions and answers -> influence [pairs, directions]. The last direction is the guard's: logged, never optimised.
 Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
 
 
@@ -98,7 +98,7 @@ class RubricReward:
         return mean_nk[:, :-1], mean_nk[:, -1], count_n > 0
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from `step` on, and earn again what came before: the state that a resumed run needs."""
+        """Forget what was logged from `step` on, and earn again what came before: what a resumed run needs."""
         self.earned = EarnedInfluence()
         if not self.log.exists():
             return

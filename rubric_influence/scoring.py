@@ -1,4 +1,4 @@
-"""The influence of pairs on a warmed-up target: validation and guard directions made once, pairs scored by the batch."""
+"""The influence of pairs on a warmed-up target: directions are made once, pairs are scored by the batch."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""One module a pipeline stage: what the notebook of the same number calls, for every seed, resuming where it stopped."""
+"""One module a pipeline stage: what its notebook calls, for every seed, resuming where it stopped."""

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from rubric_influence.config import Config
 from rubric_influence.evaluation import evaluate, summarise
+from rubric_influence.jobs import run_jobs
 from rubric_influence.layout import ANSWERS, EXAM, FINETUNED, METRICS, PLOTS, UNTUNED, list_arms, seed_folder
 from rubric_influence.metrics import write_metrics
 from rubric_influence.models import load_model, load_tokenizer
@@ -21,28 +21,38 @@ def evaluate_arms(config: Config) -> dict:
     data/evaluation/answers.parquet says for every arm, seed and item whether the answer was right.
     """
     items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
-    settings, spec = config.evaluation, config.models.target
-    tokenizer = load_tokenizer(spec)
-    untuned = evaluate(load_model(spec), tokenizer, items, config.prompts, settings.batch_size)
-    correct = {UNTUNED: np.stack([untuned] * len(config.seeds))}
-    for arm in tqdm(list_arms(config), desc="exam", unit="arm"):
-        rows = []
-        for seed in config.seeds:
-            model = load_fine_tuned(spec, list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1])
-            rows.append(evaluate(model, tokenizer, items, config.prompts, settings.batch_size))
-        correct[arm] = np.stack(rows)
-    arms = summarise(correct, BASELINE, settings.bootstrap, config.seeds[0])
-    chance = float(np.mean([1 / len(item.options) for item in items]))
-    summary = {"arms": arms, "items": len(items), "seeds": len(config.seeds), "chance": round(chance, 4)}
-    write_metrics(METRICS / "evaluation.json", summary)
-    table = tabulate_answers(correct, items, config.seeds)
+    jobs = [(config, arm, seed) for arm in list_arms(config) for seed in config.seeds]
+    rows = run_jobs(evaluate_arm, [(config, UNTUNED, config.seeds[0]), *jobs], config.machine)
+    correct = {UNTUNED: np.stack([rows[0]] * len(config.seeds))}
+    for arm in list_arms(config):
+        correct[arm] = np.stack([row for (_, name, _), row in zip(jobs, rows[1:], strict=True) if name == arm])
+    arms = summarise(correct, BASELINE, config.evaluation.bootstrap, config.seeds[0])
+    results = {
+        "arms": arms,
+        "items": len(items),
+        "seeds": len(config.seeds),
+        "chance": round(float(np.mean([1 / len(item.options) for item in items])), 4),
+        "corpus": config.corpus.kind,
+        "target_parameters": load_model(config.models.target).num_parameters(),
+    }
+    write_metrics(METRICS / "evaluation.json", results)
     ANSWERS.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(ANSWERS, index=False)
+    tabulate_answers(correct, items, config.seeds).to_parquet(ANSWERS, index=False)
     PLOTS.mkdir(exist_ok=True)
-    pd.DataFrame([{"arm": arm, "accuracy": row["mean"]} for arm, row in arms.items()]).to_csv(
-        PLOTS / "evaluation.csv", index=False
-    )
-    return summary
+    accuracy = pd.DataFrame([{"arm": arm, "accuracy": row["mean"]} for arm, row in arms.items()])
+    accuracy.to_csv(PLOTS / "evaluation.csv", index=False)
+    return results
+
+
+def evaluate_arm(config: Config, arm: str, seed: int) -> np.ndarray:
+    """Which test items the target answers rightly after fine-tuning on an arm's pairs, bool [items]."""
+    items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
+    spec = config.models.target
+    if arm == UNTUNED:
+        model = load_model(spec)
+    else:
+        model = load_fine_tuned(spec, list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1])
+    return evaluate(model, load_tokenizer(spec), items, config.prompts, config.evaluation.batch_size)
 
 
 def tabulate_answers(correct: dict[str, np.ndarray], items: list[ExamItem], seeds: list[int]) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def synthesise_arms(
 ) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
     """arm -> (rubrics, pairs) of one seed."""
     prompts, settings = config.prompts, config.synthesis
-    budget = settings.final_pairs
+    budget = config.budget.final_pairs
 
     def pairs_from(rubrics: list[Rubric]) -> list[QAPair]:
         return write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)

@@ -59,14 +59,15 @@ def optimise_generator(config: Config, seed: int) -> list[dict]:
     )
 
 
+def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
+    """Means of the first and of the last fifth of the steps, over seeds."""
+    ordered = table.sort_values("step", kind="stable")
+    fifth = max(1, table["step"].nunique() // 5) * table["seed"].nunique()
+    phases = {"first fifth": ordered.head(fifth), "last fifth": ordered.tail(fifth)}
+    shown = [key for key in LOGGED if key in table]
+    return pd.DataFrame({name: rows[shown].mean() for name, rows in phases.items()}).T
+
+
 def summarise_log(table: pd.DataFrame) -> dict:
-    """Means of the first and last fifth of the steps, by seed."""
-    summary = {}
-    for seed, rows in table.groupby("seed"):
-        fifth = max(1, len(rows) // 5)
-        keys = [key for key in ("reward", "influence", "guard_influence", "valid", "distinct_rubrics") if key in rows]
-        summary[f"seed-{seed}"] = {
-            part: {key: round(float(chosen[key].mean()), 5) for key in keys}
-            for part, chosen in (("first", rows.head(fifth)), ("last", rows.tail(fifth)))
-        }
-    return summary
+    """`compare_phases` for every seed, as metrics."""
+    return {f"seed-{seed}": {**compare_phases(rows).round(5).to_dict("index")} for seed, rows in table.groupby("seed")}

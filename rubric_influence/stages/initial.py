@@ -31,7 +31,7 @@ def make_initial_set(config: Config, seed: int) -> tuple[list[Rubric], list[QAPa
     teacher = open_engine(models.teacher, settings.batch_size)
     identity = (fingerprint(models.rubric_generator), fingerprint(models.teacher), prompts, settings, seed)
     journal = Journal(scratch_folder("initial", *identity) / "answers.jsonl")
-    rubrics = write_rubrics(generator, documents, settings.initial_pairs, prompts, settings, seed, journal)
+    rubrics = write_rubrics(generator, documents, config.budget.initial_pairs, prompts, settings, seed, journal)
     pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)
     write_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", rubrics)
     write_records(seed_folder(INITIAL, seed) / "pairs.jsonl", pairs)

@@ -1,0 +1,81 @@
+"""Figures: a table in, a matplotlib figure out. Nothing here reads or writes files."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8f98"
+
+
+def plot_losses(losses: pd.DataFrame) -> Figure:
+    """Training loss by epoch, a line a seed. Columns: seed, epoch, loss."""
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    for seed, rows in losses.groupby("seed"):
+        axes.plot(rows["epoch"], rows["loss"], marker="o", markersize=3, label=f"seed {seed}")
+    axes.set(xlabel="epoch", ylabel="training loss (nats a token)", ylim=(0, None))
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_influence(scores: pd.DataFrame) -> Figure:
+    """How influence is spread over pairs, and that of the guard set's direction against the validation set's."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for seed, rows in scores.groupby("seed"):
+        left.hist(rows["influence"], bins=30, histtype="step", label=f"seed {seed}")
+    left.axvline(0, color=GREY, linewidth=1)
+    left.set(xlabel="influence (mean cosine)", ylabel="pairs")
+    left.legend(frameon=False)
+    right.scatter(scores["influence"], scores["guard"], s=6, alpha=0.5, color=BLUE, edgecolors="none")
+    right.axhline(0, color=GREY, linewidth=1)
+    right.axvline(0, color=GREY, linewidth=1)
+    right.set(xlabel="influence on validation questions", ylabel="influence on guard questions")
+    return figure
+
+
+def plot_training(log: pd.DataFrame) -> Figure:
+    """Influence by step, optimised and guard, and how far rubrics stay valid and distinct; mean over seeds.
+
+    Columns: seed, step, influence, guard_influence, valid, distinct_rubrics.
+    """
+    mean = log.groupby("step").mean()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for _, rows in log.groupby("seed"):
+        left.plot(rows["step"], rows["influence"], color=BLUE, alpha=0.25, linewidth=1)
+        left.plot(rows["step"], rows["guard_influence"], color=ORANGE, alpha=0.25, linewidth=1)
+    left.plot(mean.index, mean["influence"], color=BLUE, label="validation (rewarded)")
+    left.plot(mean.index, mean["guard_influence"], color=ORANGE, label="guard (never rewarded)")
+    left.axhline(0, color=GREY, linewidth=1)
+    left.set(xlabel="step", ylabel="influence (mean cosine)")
+    left.legend(frameon=False)
+    right.plot(mean.index, mean["valid"], color=BLUE, label="valid")
+    right.plot(mean.index, mean["distinct_rubrics"], color=ORANGE, label="distinct wordings")
+    right.set(xlabel="step", ylabel="share of rubrics", ylim=(0, 1.02))
+    right.legend(frameon=False)
+    return figure
+
+
+def plot_shares(shares: pd.DataFrame) -> Figure:
+    """Shares that sum to 1, a group of bars a row. Index: what is counted; columns: the sets compared."""
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    shares.plot.bar(ax=axes, color=[GREY, BLUE, ORANGE][: shares.shape[1]], width=0.8)
+    axes.set(xlabel="", ylabel="share of rubrics")
+    axes.tick_params(axis="x", rotation=45)
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right")
+    axes.legend(frameon=False, title="")
+    return figure
+
+
+def plot_accuracy(results: dict) -> Figure:
+    """Exam accuracy by arm, with 95 % intervals, a dot a seed, and chance."""
+    arms = sorted(results["arms"].items(), key=lambda item: item[1]["mean"])
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(arms) + 1.2), layout="constrained")
+    for place, (arm, row) in enumerate(arms):
+        color = {"optimised": ORANGE, "privileged_rubric": GREY}.get(arm, BLUE)
+        axes.barh(place, 100 * row["mean"], color=color, alpha=0.75, height=0.65)
+        axes.plot([100 * bound for bound in row["ci95"]], [place, place], color="black", linewidth=1.5)
+        axes.scatter([100 * a for a in row["accuracy"]], [place] * len(row["accuracy"]), s=12, color="black", zorder=3)
+    axes.axvline(100 * results["chance"], color="black", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm, _ in arms])
+    axes.set(xlabel="exam accuracy, % (line: 95 % interval; dots: seeds; dotted: chance)", xlim=(0, 100))
+    return figure

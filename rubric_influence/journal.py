@@ -31,11 +31,11 @@ class Journal:
             kept = whole[: whole.rfind(b"\n") + 1]
             if len(kept) < len(whole):
                 self.path.write_bytes(kept)
-            for number, line in enumerate(kept.decode("utf-8").split("\n")[:-1], start=1):
+            for number, line in enumerate(kept.split(b"\n")[:-1], start=1):
                 try:
-                    entry = json.loads(line)
+                    entry = json.loads(line.decode("utf-8"))
                     self.values[entry["key"]] = entry["value"]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError):  # ValueError: neither UTF-8 nor JSON
                     raise ValueError(
                         f"{self.path}, line {number} is damaged: {line[:80]!r}; delete that line, or the whole file"
                     ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from rubric_influence.config import Config, load_config, merge
 from rubric_influence.lab.world import Field, load_field
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,3 +33,32 @@ def real_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def medicine() -> Field:
     return load_field(REPOSITORY / "data/lab/fields/medicine.yaml")
+
+
+@pytest.fixture(scope="session")
+def lab_config() -> Callable[..., Config]:
+    """A function from nested changes to the lab's profile, made small; paths are absolute, for any working directory.
+
+    All three roles are the shipped base model, loaded as the profile says.
+    """
+    small = {
+        "seeds": [0],
+        "corpus": {
+            "field": str(REPOSITORY / "data/lab/fields/medicine.yaml"),
+            **{"documents": 6, "dev_documents": 2, "validation_entities": 4, "guard_entities": 2},
+        },
+        "models": {
+            role: {"path": str(REPOSITORY / "data/lab/models/medicine-qwen3")}
+            for role in ("rubric_generator", "teacher", "target")
+        },
+        "synthesis": {"batch_size": 16},
+        "warmup": {"epochs": 3},
+        "influence": {"clusters": 3},
+        "rl": {"steps": 3, "documents_per_step": 2, "group_size": 4, "save_every": 1},
+        "finetuning": {"epochs": 3},
+    }
+
+    def configure(changes: dict | None = None) -> Config:
+        return load_config(REPOSITORY / "params.yaml", merge(small, changes or {}))
+
+    return configure

@@ -30,9 +30,8 @@ VALUES = {
         "pair_without_rubric": "{document}",
         "expert_rubrics": ["ask"],
     },
+    "budget": {"initial_pairs": 1, "final_pairs": 1},
     "synthesis": {
-        "initial_pairs": 1,
-        "final_pairs": 1,
         "batch_size": 1,
         "max_rubric_tokens": 1,
         "max_pair_tokens": 1,

@@ -10,6 +10,7 @@ All text is words separated by blanks, one token each (`lab.models.build_tokeniz
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import pydantic
 import yaml
@@ -38,11 +39,34 @@ class Attribute(pydantic.BaseModel):
     plain: tuple[str, ...] = pydantic.Field(min_length=1)
     cloze: str
 
+    @pydantic.model_validator(mode="after")
+    def can_be_written(self) -> "Attribute":
+        for value in self.values:
+            if len(value.split()) != 1:
+                raise ValueError(f"value {value!r} is not one word")
+            if self.values.count(value) > 1:
+                raise ValueError(f"values {list(self.values)} repeat {value!r}")
+        for texts, slots in ((self.statements, ["e", "v"]), ((*self.technical, *self.plain, self.cloze), ["e"])):
+            for text in texts:
+                found = sorted({slot for _, slot, _, _ in Formatter().parse(text) if slot is not None})
+                if found != slots:
+                    raise ValueError(f"{text!r} has slots {found}, expected {slots}")
+        return self
+
 
 class NameParts(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     first: tuple[str, ...]
     last: tuple[str, ...]
+
+    @pydantic.model_validator(mode="after")
+    def are_distinct(self) -> "NameParts":
+        made = set()
+        for name in (first + last for first in self.first for last in self.last):
+            if name in made:
+                raise ValueError(f"the name {name!r} can be made in two ways")
+            made.add(name)
+        return self
 
 
 class Registers(pydantic.BaseModel):
@@ -60,6 +84,12 @@ class Field(pydantic.BaseModel):
     registers: Registers
     names: NameParts
     attributes: dict[str, Attribute]
+
+    @pydantic.model_validator(mode="after")
+    def can_be_examined(self) -> "Field":
+        if not self.exam_topics:
+            raise ValueError("no attribute is an exam topic")
+        return self
 
     @property
     def entity_names(self) -> list[str]:
@@ -106,7 +136,7 @@ def load_field(path: str | Path) -> Field:
     except FileNotFoundError:
         known = sorted(p.stem for p in Path(path).parent.glob("*.yaml"))
         raise ValueError(f"no field table at {path}; the tables there are {known}") from None
-    except pydantic.ValidationError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: pydantic's, or not UTF-8
         raise ValueError(f"field table {path} is not valid: {error}") from None
 
 

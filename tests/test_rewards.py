@@ -1,0 +1,96 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
+
+NAN = float("nan")
+masses = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6)
+
+
+def test_the_papers_reward_is_mean_influence_or_minus_the_penalty():
+    influence_nk = torch.tensor([[0.2, 0.4], [NAN, NAN], [-0.5, 0.1]])
+    valid_n = torch.tensor([True, False, True])
+    # (0.2 + 0.4) / 2; the penalty; (-0.5 + 0.1) / 2
+    torch.testing.assert_close(reward_influence(influence_nk, valid_n, 0.1), torch.tensor([0.3, -0.1, -0.2]))
+
+
+def test_the_influence_of_invalid_rubrics_is_never_read():
+    valid_n = torch.tensor([True, False])
+    for unread in (NAN, float("inf"), 1e30):
+        influence_nk = torch.tensor([[0.2, 0.6], [unread, unread]])
+        rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
+        torch.testing.assert_close(earned.mass_k, torch.tensor([0.2, 0.6]))
+        # Weights 1/0.2 and 1/0.6 scaled to mean 1: 1.5 and 0.5. (1.5 * 0.2 + 0.5 * 0.6) / 2 = 0.3
+        torch.testing.assert_close(rewards, torch.tensor([0.3, -0.1]))
+
+
+def test_only_positive_influence_is_earned():
+    influence_nk = torch.tensor([[0.4, -0.2], [0.2, 0.1]])
+    earned = EarnedInfluence().update(influence_nk, torch.tensor([True, True]))
+    torch.testing.assert_close(earned.mass_k, torch.tensor([0.3, 0.05]))  # means of (0.4, 0.2) and (0, 0.1)
+
+
+def test_earned_influence_has_a_half_life_of_one_batch():
+    earned = EarnedInfluence(torch.tensor([1.0, 0.0]))
+    valid_n = torch.tensor([True])
+    for expected in ([0.5, 0.4], [0.25, 0.6]):  # half of what was there and half of the batch's 0 and 0.8
+        earned = earned.update(torch.tensor([[0.0, 0.8]]), valid_n)
+        torch.testing.assert_close(earned.mass_k, torch.tensor(expected))
+
+
+def test_a_batch_without_a_valid_rubric_earns_nothing_and_costs_the_penalty():
+    influence_nk, valid_n = torch.zeros(2, 1), torch.tensor([False, False])
+    before = EarnedInfluence(torch.tensor([0.3, 0.1]))
+    for earned in (EarnedInfluence(), before):
+        rewards, after = reward_set_influence(influence_nk, valid_n, earned, 0.25)
+        assert after is earned
+        assert rewards.tolist() == [-0.25, -0.25]
+
+
+def test_a_direction_that_nothing_reaches_counts_as_a_twentieth_of_the_mean():
+    # Mean mass 0.15, floor 0.0075. Inverses 10/3 and 400/3, of mean 205/3.
+    weights_k = EarnedInfluence(torch.tensor([0.3, 0.0])).weights_k
+    torch.testing.assert_close(weights_k, torch.tensor([2 / 41, 80 / 41]))
+
+
+def test_nothing_earned_yet_means_equal_weights():
+    torch.testing.assert_close(EarnedInfluence(torch.zeros(3)).weights_k, torch.ones(3))
+
+
+@given(masses)
+def test_weights_have_mean_one_and_fall_with_mass(mass):
+    mass_k = torch.tensor(mass)
+    weights_k = EarnedInfluence(mass_k).weights_k
+    assert weights_k.mean().item() == pytest.approx(1, rel=1e-5)
+    by_mass = weights_k[mass_k.argsort()]
+    assert (by_mass.diff() <= 1e-6 * by_mass[:-1]).all()
+
+
+@given(masses)
+def test_no_direction_drowns_the_others(mass):
+    weights_k = EarnedInfluence(torch.tensor(mass)).weights_k
+    # The largest mass is at most k times the mean, which is 20 times the floor.
+    assert weights_k.max() <= 20 * len(mass) * weights_k.min() * (1 + 1e-5)
+
+
+def test_a_direction_that_is_served_pays_less_from_batch_to_batch():
+    # Two rubrics serve direction 0, one serves direction 1: equal influence, so only what is earned tells them apart.
+    influence_nk = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 0.5]])
+    valid_n = torch.ones(3, dtype=torch.bool)
+    rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
+    # Mass 1/3 and 1/6, weights 2/3 and 4/3: the crowd's rubrics get (2/3 * 0.5) / 2, the other (4/3 * 0.5) / 2.
+    torch.testing.assert_close(rewards, torch.tensor([1 / 6, 1 / 6, 1 / 3]))
+    only_first = influence_nk[[0, 0, 0]]
+    paid = [rewards[0].item()]
+    for _ in range(3):
+        rewards, earned = reward_set_influence(only_first, valid_n, earned, 0.1)
+        paid.append(rewards[0].item())
+    assert paid == sorted(paid, reverse=True) and paid[-1] < paid[0] / 2
+
+
+def test_one_direction_makes_both_rewards_equal():
+    influence_nk, valid_n = torch.tensor([[0.3], [-0.2], [0.9]]), torch.tensor([True, True, False])
+    set_reward, _ = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
+    torch.testing.assert_close(set_reward, reward_influence(influence_nk, valid_n, 0.1))

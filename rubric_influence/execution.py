@@ -8,13 +8,15 @@ the terminal gets the error's own message, and the exit status is 1.
 """
 
 import argparse
-import logging
+import os
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
+from traitlets.config import Config
 
 
 def drop_volatile(notebook: nbformat.NotebookNode) -> None:
@@ -27,6 +29,9 @@ def drop_volatile(notebook: nbformat.NotebookNode) -> None:
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text/plain" in output.get("data", {}):  # <Styler at 0x7f...>
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data["text/plain"])
 
 
 def execute(source: str | Path, target: str | Path, parameters: dict | None = None) -> None:
@@ -36,13 +41,16 @@ def execute(source: str | Path, target: str | Path, parameters: dict | None = No
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars are text here, as they should be
     papermill.execute_notebook(
         str(source),
         str(target),
         parameters=parameters or {},
         kernel_name="python3",
-        log_output=True,
         progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        config=Config({"KernelManager": {"transport": "ipc"}}),  # no open port
     )
     notebook = nbformat.read(target, as_version=4)
     drop_volatile(notebook)
@@ -55,7 +63,6 @@ def main() -> int:
     parser.add_argument("target")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         execute(arguments.source, arguments.target, {name: yaml.safe_load(value) for name, value in arguments.p})
     except papermill.PapermillExecutionError as error:

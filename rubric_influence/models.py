@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants as hub
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rubric_influence.config import ModelSpec
 
@@ -48,6 +49,7 @@ def load_model(spec: ModelSpec, device: str | torch.device | None = None) -> Pre
     Raises ValueError where there are no safetensors weights, where they lack a part of the model (which would be
     left random), or where the attention implementation is not installed.
     """
+    disable_progress_bar()  # of every weight that is loaded; stages show their own
     folder = check_source(spec)
     if folder and not any(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))

@@ -1,6 +1,6 @@
 """Progress of training runs as one line that moves, on standard error, where it stays out of results and notebooks."""
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 

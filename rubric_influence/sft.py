@@ -4,6 +4,7 @@ TRL's SFTTrainer does the work; what this adds is the optimizer's state at the e
 influence score needs, and resuming from the last whole epoch.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,44 @@ class KeepCheckpoints(TrainerCallback):
         target = self.folder / f"checkpoint-{epoch}"
         kwargs["model"].save_pretrained(target, safe_serialization=True)
         (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        sort_targets(target / "adapter_config.json")
         save_moments(target / "moments.safetensors", moments)
+
+
+def sort_targets(path: Path) -> None:
+    """Write an adapter's config the same way every time: peft lists its modules in the order of a set."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
+    """TRL's arguments for a fine-tuning section: loss on the answer alone, a checkpoint an epoch."""
+    return SFTConfig(
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        max_length=settings.max_tokens,
+        completion_only_loss=True,
+        gradient_checkpointing=torch.cuda.is_available(),
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=0.1,  # ten lines a run
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="epoch",
+        save_total_limit=1,
+    )
 
 
 def fine_tune(
@@ -89,30 +127,7 @@ def fine_tune(
         for pair in pairs
     ]
     scratch = Path(scratch)
-    arguments = SFTConfig(
-        output_dir=str(scratch / "trainer"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        adam_beta1=settings.adam_betas[0],
-        adam_beta2=settings.adam_betas[1],
-        adam_epsilon=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        max_length=settings.max_tokens,
-        completion_only_loss=True,
-        gradient_checkpointing=torch.cuda.is_available(),
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        logging_steps=0.1,  # ten lines a run
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="epoch",
-        save_total_limit=1,
-    )
+    arguments = build_arguments(settings, seed, str(scratch / "trainer"))
     kept = KeepCheckpoints(scratch / "kept", checkpoints)
     torch.manual_seed(seed)  # peft draws lora_A before the trainer sets its seed
     trainer = SFTTrainer(
@@ -124,11 +139,18 @@ def fine_tune(
         callbacks=[kept],
     )
     show_progress(trainer, name, "loss")
-    resume = any((scratch / "trainer").glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=find_whole_checkpoint(scratch / "trainer"))
+    for old in Path(out).glob("checkpoint-*"):  # of a run with other settings, perhaps with more epochs
+        shutil.rmtree(old)
     shutil.copytree(kept.folder, out, dirs_exist_ok=True)
     shutil.rmtree(scratch)
     return trainer.state.log_history
+
+
+def find_whole_checkpoint(folder: str | Path) -> str | None:
+    """The trainer's last checkpoint that was written to its end, or None: the trainer writes its state last."""
+    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

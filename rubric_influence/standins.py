@@ -109,7 +109,7 @@ def train_standin(
     prompts: Prompts,
     out: str | Path,
     family: str = "qwen3",
-    steps: int = 400,
+    steps: int = 240,
     batch_size: int = 8,
     hidden_size: int = 128,
     layers: int = 2,
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--profile", default="params.yaml", help="the profile on real text that it stands in for")
     parser.add_argument("--documents", help="train on these instead of the profile's documents")
     parser.add_argument("--family", choices=FAMILIES, default="qwen3")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     config = load_config(a.profile)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from rubric_influence.config import Prompts, Synthesis
 from rubric_influence.generation import Engine
@@ -35,13 +35,14 @@ def generate_texts(
     starts = range(0, len(conversations), settings.batch_size)
     for start in tqdm(starts, desc=what, unit="batch", leave=False):
         batch = conversations[start : start + settings.batch_size]
+        batch_seed = seed + start  # a part of the key: a document's prompts are alike, and may fill several batches
         key = content_id(
-            engine.name, batch, settings.temperature, settings.top_p, max_tokens, settings.constrained, seed
+            engine.name, batch, settings.temperature, settings.top_p, max_tokens, settings.constrained, batch_seed
         )
         if key not in journal:
             completions = engine.generate(
                 batch,
-                seed=seed + start,
+                seed=batch_seed,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=max_tokens,
@@ -95,8 +96,9 @@ def write_rubrics(
         for slot, text in zip(chosen, texts, strict=True):
             document, index = slots[slot]
             rubric, problem = parse_rubric(text)
-            raw = text if problem else ""
-            records.append(Rubric(rubric, document.id, engine.name, seed, index, problem, raw))
+            # Where there is a problem, only `raw` is kept: what was parsed may hold what UTF-8 cannot.
+            kept, raw = ("", text) if problem else (rubric, "")
+            records.append(Rubric(kept, document.id, engine.name, seed, index, problem, raw))
         return records
 
     return ask_until_valid(len(slots), settings.attempts, seed, request)
@@ -131,9 +133,9 @@ def write_pairs(
         for task, text in zip(chosen, texts, strict=True):
             document, rubric, slot = tasks[task]
             question, answer, problem = parse_pair(text)
-            raw = text if problem else ""
+            kept, raw = (("", ""), text) if problem else ((question, answer), "")
             rubric_id = rubric.id if rubric else ""
-            records.append(QAPair(question, answer, document.id, rubric_id, engine.name, seed, slot, problem, raw))
+            records.append(QAPair(*kept, document.id, rubric_id, engine.name, seed, slot, problem, raw))
         return records
 
     return ask_until_valid(len(tasks), settings.attempts, seed, request)

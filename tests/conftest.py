@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import hypothesis
 import pytest
 
 from rubric_influence.config import Config, load_config, merge
+from rubric_influence.lab import world
 from rubric_influence.lab.world import Field, load_field
+from rubric_influence.records import QAPair
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,3 +65,19 @@ def lab_config() -> Callable[..., Config]:
         return load_config(REPOSITORY / "params.yaml", merge(small, changes or {}))
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def draw_pairs(medicine) -> Callable[..., list[QAPair]]:
+    """A function from a count and a seed to pairs as a competent teacher writes them, of all forms."""
+
+    def draw(count: int, seed: int = 0) -> list[QAPair]:
+        rng = random.Random(seed)
+        pairs = []
+        for slot in range(count):
+            entity = world.draw_entity(medicine, rng.choice(medicine.entity_names), rng)
+            pair = world.write_pair(medicine, entity, world.draw_choice(medicine, rng), rng, medicine.topics)
+            pairs.append(QAPair(*pair, document_id=entity.name, rubric_id="", teacher="world", seed=seed, slot=slot))
+        return pairs
+
+    return draw

@@ -1,4 +1,7 @@
-"""The repository's promises: style, stripped notebooks, complete stage dependencies, one truth about versions."""
+"""The repository's promises: style, stripped notebooks, complete stage dependencies, one truth about versions.
+
+python tests/test_repository.py notebooks/01_corpus.ipynb    prints the files that its stage must depend on
+"""
 
 import ast
 import re
@@ -69,16 +72,30 @@ def find_source(module: str, name: str = "") -> Path | None:
     raise AssertionError(f"{module} is not a module of {PACKAGE}")
 
 
+def find_closure(code: str) -> set[Path]:
+    """The package's files that code imports, with those that they import, and so on."""
+    reached: set[Path] = set()
+    pending = [code]
+    while pending:
+        found = {find_source(*imported) for imported in list_imports(pending.pop())} - {None} - reached
+        reached |= found
+        pending += [read_code(ROOT / path) for path in found]
+    return reached
+
+
 def find_missing_dependencies(command: str, dependencies: set[Path], notebook_code: dict[str, str]) -> set[str]:
-    """What a stage's command runs and its notebook imports that its deps do not cover; a folder covers its files."""
+    """What a stage's command runs, and what that imports at any depth, less what its deps cover.
+
+    A folder covers its files.
+    """
     notebooks = [word for word in command.split() if word in notebook_code]
     # What executes a notebook is no part of its result; a stage without one is the module that it runs.
     modules = [] if notebooks else re.findall(rf"-m\s+({PACKAGE}[\w.]*)", command)
     if not notebooks and not modules:
         return {"(the command runs neither a notebook of notebooks/ nor a module of the package)"}
-    needed = {Path(name) for name in notebooks} | {find_source(module) for module in modules}
-    for notebook in notebooks:
-        needed |= {find_source(*imported) for imported in list_imports(notebook_code[notebook])} - {None}
+    run = {Path(name): notebook_code[name] for name in notebooks}
+    run |= {path: read_code(ROOT / path) for path in map(find_source, modules)}
+    needed = set(run).union(*map(find_closure, run.values()))
     return {str(path) for path in needed if not dependencies & {path, *path.parents}}
 
 
@@ -109,20 +126,29 @@ def test_every_stage_depends_on_its_notebook_and_the_modules_it_imports():
         assert not missing, f"stage {stage.addressing}: its deps lack {sorted(missing)}"
 
 
+WORLD = "rubric_influence/lab/world.py"
+
+
 @pytest.mark.parametrize(
     "dependencies, missing",
     [
-        ({"a.ipynb", "rubric_influence/records.py", "rubric_influence/lab/world.py"}, set()),
-        ({"a.ipynb", "rubric_influence/records.py", "rubric_influence/lab"}, set()),
-        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/records.py"}),
+        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab/models.py", "rubric_influence/lab"}, set()),
+        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab"}, set()),
+        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/metrics.py"}),
+        # The world is imported by lab/models.py, not by the notebook.
+        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab/models.py"}, {WORLD}),
         ({"rubric_influence"}, {"a.ipynb"}),
     ],
 )
 def test_a_dependency_that_a_stage_lacks_is_found(dependencies, missing):
-    imports = ["import torch", "from rubric_influence.records import QAPair", "from rubric_influence.lab import world"]
-    code = {"a.ipynb": "\n".join(imports)}
+    code = "import torch\nfrom rubric_influence.metrics import write_metrics\nfrom rubric_influence.lab import models"
     command = "python -m rubric_influence.execution a.ipynb out.ipynb"
-    assert find_missing_dependencies(command, {Path(name) for name in dependencies}, code) == missing
+    assert find_missing_dependencies(command, {Path(name) for name in dependencies}, {"a.ipynb": code}) == missing
+
+
+def test_a_stage_that_runs_a_module_needs_it_and_what_it_imports():
+    missing = find_missing_dependencies("python -m rubric_influence.lab.models", set(), {})
+    assert missing == {"rubric_influence/lab/models.py", WORLD}
 
 
 def test_a_stage_that_runs_nothing_known_is_found():
@@ -181,3 +207,8 @@ def test_conda_environment_installs_the_lock_on_a_supported_python():
     (python,) = [line.split("=")[1] for line in dependencies if isinstance(line, str) and line.startswith("python=")]
     assert python in SpecifierSet(PROJECT["requires-python"])
     assert {"pip": ["-r requirements/core.txt", "-e ."]} in dependencies
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(name, *sorted(map(str, find_closure(read_code(ROOT / name)))), sep="\n")

@@ -83,7 +83,10 @@ class Examples(IterableDataset):
 def pretrain(
     field_path: str, family: str, out: str, short_steps: int, full_steps: int, batch_size: int, seed: int
 ) -> dict:
-    """Train a base model from scratch and write it, with its tokenizer, to `out`. Returns the recipe and last loss."""
+    """Train a base model from scratch and write it, with its tokenizer, to `out`.
+
+    Returns the recipe (also out/recipe.json): what it was made from, its size, and the mean loss of all steps.
+    """
     field = world.load_field(field_path)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(field)
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="qwen3")
     parser.add_argument("--out", required=True)
     parser.add_argument("--short-steps", type=int, default=2000)
-    parser.add_argument("--full-steps", type=int, default=3000)
+    parser.add_argument("--full-steps", type=int, default=3500)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

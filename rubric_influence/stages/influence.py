@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from rubric_influence.config import Config
+from rubric_influence.jobs import run_jobs
 from rubric_influence.layout import EXAM, INFLUENCE, INITIAL, METRICS, WARMUP, seed_folder
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import ExamItem, QAPair, Rubric, read_records
@@ -18,38 +19,39 @@ def score_initial_sets(config: Config) -> pd.DataFrame:
     Written to data/influence by seed. metrics/influence.json has means, the share of positive scores and how the
     scores for validation and guard, which share no question, agree (Spearman).
     """
-    exam = read_records(EXAM, ExamItem)
-    tables, summary = [], {}
-    for seed in config.seeds:
-        pairs = keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair))
-        rubrics = {r.id: r.text for r in read_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", Rubric)}
-        scorer = TargetScorer(config, seed_folder(WARMUP, seed), exam, seed)
-        scores = scorer([(pair.question, pair.answer) for pair in pairs])
-        table = pd.DataFrame(scores.numpy(), columns=scorer.names)
-        table.insert(0, "influence", scores[:, :-1].mean(dim=1).numpy())
-        for place, (name, values) in enumerate(
-            {
-                "seed": seed,
-                "pair_id": [pair.id for pair in pairs],
-                "document_id": [pair.document_id for pair in pairs],
-                "rubric": [rubrics.get(pair.rubric_id, "") for pair in pairs],
-                "question": [pair.question for pair in pairs],
-                "answer": [pair.answer for pair in pairs],
-            }.items()
-        ):
-            table.insert(place, name, values)
-        path = Path(f"{seed_folder(INFLUENCE, seed)}.parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(path, index=False)
-        tables.append(table)
-        summary[f"seed-{seed}"] = {
+    tables = run_jobs(score_initial_set, [(config, seed) for seed in config.seeds], config.machine)
+    summary = {
+        f"seed-{seed}": {
             "pairs": len(table),
             "mean": round(float(table["influence"].mean()), 6),
             "positive_share": round(float((table["influence"] > 0).mean()), 4),
             "validation_guard_spearman": round(float(table["influence"].corr(table[GUARD], method="spearman")), 4),
         }
+        for seed, table in zip(config.seeds, tables, strict=True)
+    }
     write_metrics(METRICS / "influence.json", summary)
     return pd.concat(tables, ignore_index=True)
+
+
+def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
+    pairs = keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair))
+    rubrics = {r.id: r.text for r in read_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", Rubric)}
+    scorer = TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed)
+    scores = scorer([(pair.question, pair.answer) for pair in pairs])
+    origin = {
+        "seed": seed,
+        "pair_id": [pair.id for pair in pairs],
+        "document_id": [pair.document_id for pair in pairs],
+        "rubric": [rubrics.get(pair.rubric_id, "") for pair in pairs],
+        "question": [pair.question for pair in pairs],
+        "answer": [pair.answer for pair in pairs],
+        "influence": scores[:, :-1].mean(dim=1).numpy(),
+    }
+    table = pd.DataFrame(origin).join(pd.DataFrame(scores.numpy(), columns=scorer.names))
+    path = Path(f"{seed_folder(INFLUENCE, seed)}.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path, index=False)
+    return table
 
 
 def tabulate_extremes(scores: pd.DataFrame, count: int) -> pd.DataFrame:

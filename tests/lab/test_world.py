@@ -190,19 +190,27 @@ def change_table(change):
     return yaml.safe_dump(table)
 
 
+def change_dose(**values):
+    return lambda table: table["attributes"]["dose"].update(values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("entity"), "entity\n.*Field required"),
-        (lambda t: t.update(colour="red"), "colour\n.*Extra inputs are not permitted"),
-        (lambda t: t["attributes"]["dose"].update(values=["1mg", "2mg"]), r"attributes.dose.values\n.*at least 4 items"),
-        (lambda t: t["attributes"]["dose"].pop("cloze"), r"attributes.dose.cloze\n.*Field required"),
-        (lambda t: t["attributes"]["dose"].update(values=["5mg"] * 4), r"attributes.dose\n.*values.* repeat '5mg'"),
-        (lambda t: t["attributes"]["dose"].update(values=["5 mg", "b", "c", "d"]), r"dose\n.*'5 mg' is not one word"),
-        (lambda t: t["attributes"]["dose"].update(cloze="dose ____ ."), r"dose\n.*'dose ____ \.' has slots \[\], expec"),
-        (lambda t: t["attributes"]["dose"].update(statements=["{e} {x} {v}"]), r"dose\n.*slots \['e', 'v', 'x'\], exp"),
-        (lambda t: t["names"].update(first=["a", "ab"], last=["bc", "c"]), r"names\n.*'abc' can be made in two ways"),
-        (lambda t: [a.update(exam_topic=False) for a in t["attributes"].values()], "no attribute is an exam topic"),
+        (lambda table: table.pop("entity"), "entity\n.*Field required"),
+        (lambda table: table.update(colour="red"), "colour\n.*Extra inputs are not permitted"),
+        (lambda table: table["attributes"]["dose"].pop("cloze"), r"attributes.dose.cloze\n.*Field required"),
+        (change_dose(values=["1mg", "2mg"]), r"attributes.dose.values\n.*at least 4 items"),
+        (change_dose(values=["5mg"] * 4), r"attributes.dose\n.*values .* repeat '5mg'"),
+        (change_dose(values=["5 mg", "b", "c", "d"]), r"attributes.dose\n.*'5 mg' is not one word"),
+        (change_dose(cloze="dose ____ ."), r"attributes.dose\n.*'dose ____ \.' has slots \[\], expected \['e'\]"),
+        (change_dose(statements=["{e} {x} {v}"]), r"attributes.dose\n.*slots \['e', 'v', 'x'\], expected \['e', 'v'\]"),
+        (change_dose(plain=["what of {e"]), r"attributes.dose\n.*expected '}' before end of string"),
+        (lambda table: table["names"].update(first=["a", "ab"], last=["bc", "c"]), "'abc' can be made in two ways"),
+        (
+            lambda table: [a.update(exam_topic=False) for a in table["attributes"].values()],
+            "no attribute is an exam to",
+        ),
     ],
 )
 def test_a_table_that_the_lab_cannot_use_is_refused_with_what_is_wrong(tmp_path, change, message):

@@ -1,0 +1,96 @@
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import set_seed
+
+from rubric_influence.config import ModelSpec
+from rubric_influence.influence.exact import sample_losses
+from rubric_influence.influence.examples import collate, encode
+from rubric_influence.lab import pretraining
+from rubric_influence.lab.models import build_model, build_tokenizer
+from rubric_influence.lab.pretraining import Examples, draw_example, pretrain
+from rubric_influence.models import load_model, load_tokenizer
+from rubric_influence.parsing import parse_pair, parse_rubric
+
+REPOSITORY = Path(__file__).parents[2]
+FIELD = REPOSITORY / "data/lab/fields/medicine.yaml"
+MODELS = sorted((REPOSITORY / "data/lab/models").iterdir())
+
+
+def read_defaults(monkeypatch) -> dict:
+    """What the command trains with when it is given a field and a folder alone."""
+    given = {}
+    names = ["field", "family", "out", "short_steps", "full_steps", "batch_size", "seed"]
+    monkeypatch.setattr(pretraining, "pretrain", lambda *values: given.update(zip(names, values, strict=True)))
+    monkeypatch.setattr(sys, "argv", ["pretraining", "--field", "f", "--out", "o"])
+    pretraining.main()
+    return given
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_shipped_models_recipe_is_what_the_command_does_by_default(folder, monkeypatch, capsys):
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    defaults = read_defaults(monkeypatch)
+    for key in ("short_steps", "full_steps", "batch_size", "seed"):
+        assert recipe[key] == defaults[key], key
+    assert folder.name == f"{recipe['field']}-{recipe['family']}"
+    assert recipe["parameters"] == load_model(ModelSpec(path=str(folder))).num_parameters()
+
+
+def test_what_the_tasks_ask_for_parses(medicine):
+    rng = random.Random(0)
+    rubrics = pairs = 0
+    for _ in range(300):
+        prompt, completion = draw_example(medicine, rng, most_facts=8)
+        if prompt.endswith(" rubric :"):
+            rubrics += 1
+            assert not parse_rubric(completion).problem
+        elif prompt.endswith(" pair :"):
+            pairs += 1
+            assert not parse_pair(completion).problem
+    assert rubrics and pairs
+
+
+def test_documents_are_short_in_the_first_part_of_the_curriculum_and_long_afterwards(medicine):
+    tokenizer = build_tokenizer(medicine)
+    stream = iter(Examples(medicine, tokenizer, seed=0, short=200))
+    facts = []
+    for _ in range(600):
+        text = tokenizer.decode(next(stream).input_ids)
+        document = text.partition("document : ")[2].partition(" rubric : ")[0].partition(" pair : ")[0]
+        facts.append(document.partition(" facts : ")[0].count(" .") - 1)  # without "X is a drug ."
+    assert max(facts[:200]) == 3
+    assert max(facts[200:]) == 8
+
+
+def test_the_stream_depends_on_the_seed_alone(medicine):
+    tokenizer = build_tokenizer(medicine)
+
+    def draw(seed):
+        stream = iter(Examples(medicine, tokenizer, seed, short=2))
+        return [next(stream) for _ in range(4)]
+
+    assert draw(0) == draw(0) != draw(1)
+
+
+def test_twenty_steps_lower_the_loss_and_leave_a_folder_that_loads(medicine, tmp_path, capsys):
+    out = tmp_path / "base"
+    recipe = pretrain(str(FIELD), "qwen3", str(out), short_steps=10, full_steps=10, batch_size=4, seed=0)
+    assert json.loads((out / "recipe.json").read_text(encoding="utf-8")) == recipe
+    spec = ModelSpec(path=str(out), dtype="float32", attention="eager")
+    trained, tokenizer = load_model(spec, "cpu"), load_tokenizer(spec)
+    set_seed(0)
+    untrained = build_model(tokenizer).eval()
+    rng = random.Random(99)
+    examples = [encode(tokenizer, *draw_example(medicine, rng, most_facts=3)) for _ in range(16)]
+    batch = collate(examples, tokenizer.pad_token_id)
+    with torch.no_grad():
+        before, after = (sample_losses(model, batch).mean().item() for model in (untrained, trained))
+    # The untrained model guesses among some 800 words, at ln 800 = 6.7 nats.
+    assert before > 5.5
+    assert after < before - 0.5
+    assert recipe["loss"] < before

@@ -1,0 +1,294 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rubric_influence.corpus import build_corpus
+from rubric_influence.generation import Completion, open_engine
+from rubric_influence.models import load_model, load_tokenizer
+from rubric_influence.records import Document
+from rubric_influence.rewards import EarnedInfluence, reward_set_influence
+from rubric_influence.rl import RubricReward, train_rubric_generator
+from rubric_influence.scoring import TargetScorer
+from rubric_influence.sft import fine_tune
+
+# ---------------------------------------------------------------- the reward function alone
+
+DOCUMENTS = [Document("velomab is a drug ."), Document("zorvax is a drug .")]
+GOOD = '{"rubric": "ask a short answer question"}'
+
+
+class ScriptedTeacher:
+    """Writes the given texts in turn, and keeps what it was asked with which seed."""
+
+    name = "scripted"
+
+    def __init__(self, texts):
+        self.texts, self.asked, self.seeds = list(texts), [], []
+
+    def generate(self, conversations, *, seed, temperature, top_p, max_tokens, schema=None):
+        self.asked += [conversation[0]["content"] for conversation in conversations]
+        self.seeds.append(seed)
+        return [Completion(self.texts.pop(0), 5, 9, True) for _ in conversations]
+
+
+def write_pair(answer):
+    return json.dumps({"question": f"what is {answer} ?", "answer": answer})
+
+
+# Influence along two validation directions and the guard's, by answer.
+INFLUENCE = {"a": [0.4, 0.0, 0.1], "b": [0.2, 0.2, -0.1], "c": [0.0, 0.6, 0.3], "d": [0.1234567, -0.3, 0.0]}
+
+
+def score(pairs):
+    return torch.tensor([INFLUENCE[answer] for _, answer in pairs])
+
+
+def make_reward(config, log, texts=(), seed=0):
+    return RubricReward(config, DOCUMENTS, ScriptedTeacher(texts), score, seed, log)
+
+
+def call(reward, completions, step, metrics=None):
+    """As TRL does: conversational completions, and a document for each."""
+    documents = [DOCUMENTS[place % 2].id for place in range(len(completions))]
+    record = (metrics if metrics is not None else {}).__setitem__
+    chats = [[{"role": "assistant", "content": completion}] for completion in completions]
+    state = SimpleNamespace(global_step=step)
+    return reward(completions=chats, document_id=documents, trainer_state=state, log_metric=record)
+
+
+def read_log(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def plain(lab_config):
+    return lab_config({"rl": {"reward": "influence", "invalid_penalty": 0.1}})
+
+
+@pytest.fixture
+def set_level(lab_config):
+    return lab_config({"rl": {"reward": "set_influence", "invalid_penalty": 0.1}})
+
+
+def test_a_rubric_gets_its_pairs_influence_and_an_invalid_one_the_penalty(plain, tmp_path):
+    malformed = ["", "no rubric here", '{"rubric": "\\ud800 ask it"}']
+    metrics = {}
+    reward = make_reward(plain, tmp_path / "log", [write_pair("a"), write_pair("b")])
+    rewards = call(reward, [GOOD, *malformed, GOOD], 0, metrics)
+    # (0.4 + 0.0) / 2, three penalties, (0.2 + 0.2) / 2; the guard's column counts for nothing.
+    assert rewards == pytest.approx([0.2, -0.1, -0.1, -0.1, 0.2])
+    assert metrics == pytest.approx(dict(valid=0.4, influence=0.2, guard_influence=0.0, distinct_rubrics=0.8))
+    asked = "document : velomab is a drug . rubric : ask a short answer question pair :"
+    assert reward.teacher.asked == [asked, asked]  # nothing is asked for an invalid rubric
+
+
+def test_a_rubric_whose_pairs_cannot_be_used_gets_the_penalty(plain, tmp_path):
+    assert call(make_reward(plain, tmp_path / "log", ["no pair", write_pair("a")]), [GOOD, GOOD], 0) == pytest.approx(
+        [-0.1, 0.2]
+    )
+
+
+def test_a_step_without_a_valid_rubric_costs_every_one_the_penalty(plain, set_level, tmp_path):
+    for name, config in (("plain", plain), ("set", set_level)):
+        reward = make_reward(config, tmp_path / name, [write_pair("c")])
+        assert call(reward, ["no", "no"], 0) == pytest.approx([-0.1, -0.1])
+        call(reward, [GOOD], 1)
+        assert call(reward, ["no", "no"], 2) == pytest.approx([-0.1, -0.1])
+
+
+def test_several_pairs_of_a_rubric_are_averaged_over_the_valid_ones(lab_config, tmp_path):
+    config = lab_config({"rl": {"reward": "influence", "pairs_per_rubric": 3}})
+    texts = [write_pair("a"), "no pair", write_pair("c"), write_pair("b"), write_pair("b"), write_pair("b")]
+    rewards = call(make_reward(config, tmp_path / "log", texts), [GOOD, GOOD], 0)
+    assert rewards == pytest.approx([(0.2 + 0.3) / 2, 0.2])
+
+
+def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
+    reward = make_reward(set_level, tmp_path / "log", [write_pair("a"), write_pair("c"), write_pair("a")])
+    first = call(reward, [GOOD, GOOD], 0)
+    # Mass 0.2 and 0.3, weights 1.2 and 0.8: (1.2 * 0.4) / 2 and (0.8 * 0.6) / 2.
+    assert first == pytest.approx([0.24, 0.24])
+    # Mass (0.2 + 0.4) / 2 and 0.3 / 2, weights 2/3 and 4/3: (2/3 * 0.4) / 2.
+    assert call(reward, [GOOD], 1) == pytest.approx([0.4 / 3])
+
+
+def test_trajectories_hold_what_led_to_every_reward(plain, tmp_path):
+    reward = make_reward(plain, tmp_path / "log", [write_pair("d"), "no pair"])
+    rewards = call(reward, [GOOD, "no rubric", GOOD], 4)
+    rows = read_log(tmp_path / "log")
+    assert [row["reward"] for row in rows] == rewards
+    assert [row["document_id"] for row in rows] == [DOCUMENTS[0].id, DOCUMENTS[1].id, DOCUMENTS[0].id]
+    assert {row["step"] for row in rows} == {4}
+    good, invalid, no_pair = rows
+    assert (good["rubric"], good["problem"]) == ("ask a short answer question", "")
+    (pair,) = good["pairs"]
+    assert pair == {"question": "what is d ?", "answer": "d", "problem": "", "influence": [0.123457, -0.3, 0.0]}
+    assert (invalid["rubric"], invalid["problem"], invalid["pairs"]) == ("no rubric", "no JSON object", [])
+    assert no_pair["pairs"] == [{"question": "", "answer": "", "problem": "no JSON object", "raw": "no pair"}]
+
+
+def test_steps_and_seeds_draw_differently_from_the_teacher(plain, tmp_path):
+    seeds = []
+    for seed in (0, 1):
+        reward = make_reward(plain, tmp_path / "log", [write_pair("a")] * 2, seed)
+        for step in (0, 1):
+            call(reward, [GOOD], step)
+        seeds += reward.teacher.seeds
+    assert len(set(seeds)) == 4
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", ["", '{"step": 2, "docum', '{"step": 2, "pairs": [{"question": "what"}'])
+def test_rewinding_restores_exactly_what_was_earned_before_a_step(lab_config, tmp_path, step, torn):
+    config = lab_config({"rl": {"reward": "set_influence", "pairs_per_rubric": 3}})
+    answers = ["d", "c", "d", "a", "b", "c", "d", "d", "b"] * 3
+    texts = [write_pair(answer) for answer in answers]
+    texts[4] = "no pair"
+    reward = make_reward(config, tmp_path / "log", texts)
+    earned = [reward.earned]
+    for number in range(3):
+        call(reward, [GOOD, "no rubric", GOOD] if number != 1 else ["no rubric"] * 3, number)
+        earned.append(reward.earned)
+    rows = read_log(tmp_path / "log")
+    with (tmp_path / "log").open("a", encoding="utf-8") as file:
+        file.write(torn)  # killed while writing
+    again = make_reward(config, tmp_path / "log")
+    again.rewind(step)
+    if step == 0:
+        assert again.earned.mass_k is None
+    else:
+        assert torch.equal(again.earned.mass_k, earned[step].mass_k)
+    assert read_log(tmp_path / "log") == [row for row in rows if row["step"] < step]
+
+
+def test_rewinding_without_a_log_starts_anew(set_level, tmp_path):
+    reward = make_reward(set_level, tmp_path / "log")
+    reward.earned = EarnedInfluence(torch.ones(2))
+    reward.rewind(0)
+    assert reward.earned.mass_k is None and not (tmp_path / "log").exists()
+
+
+# ---------------------------------------------------------------- training, with the lab's teacher and target
+
+
+@pytest.fixture(scope="module")
+def config(lab_config):
+    return lab_config()
+
+
+@pytest.fixture(scope="module")
+def lab(config, draw_pairs, tmp_path_factory):
+    """What training needs: documents, the teacher, and the scorer of a target after a short warm-up."""
+    folder = tmp_path_factory.mktemp("lab")
+    corpus = build_corpus(config.corpus)
+    pairs = draw_pairs(16)
+    spec = config.models.target
+    fine_tune(spec, pairs, config.prompts, config.lora, config.warmup, 0, folder / "warmup", folder / "scratch")
+    teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
+    return corpus.documents, teacher, TargetScorer(config, folder / "warmup", corpus.exam, 0)
+
+
+def train(config, lab, folder, seed=0):
+    return train_rubric_generator(config, *lab, seed, folder / "out", folder / "scratch")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, lab, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    log = train(config, lab, folder)
+    assert not (folder / "scratch").exists()
+    return folder / "out", log
+
+
+def test_training_logs_every_step_and_changes_the_generator(undisturbed, config):
+    out, log = undisturbed
+    steps = [entry for entry in log if "reward" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    for entry in steps:
+        assert {"influence", "guard_influence", "valid", "distinct_rubrics", "entropy"} <= entry.keys()
+    before = load_model(config.models.rubric_generator).state_dict()
+    spec = config.models.rubric_generator.model_copy(update={"path": str(out)})
+    after = load_model(spec).state_dict()
+    assert before.keys() == after.keys()
+    assert sum(not torch.equal(before[name], after[name]) for name in before) > len(before) / 2
+    assert load_tokenizer(spec).get_vocab() == load_tokenizer(config.models.rubric_generator).get_vocab()
+
+
+def test_training_keeps_every_rubric_pair_and_reward(undisturbed, config, lab):
+    out, log = undisturbed
+    documents, _, scorer = lab
+    rows = read_log(out / "trajectories.jsonl")
+    assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
+    for step in range(3):  # two documents with four rubrics each
+        batch = [row for row in rows if row["step"] == step]
+        assert [row["document_id"] for row in batch] == [batch[0]["document_id"]] * 4 + [batch[4]["document_id"]] * 4
+        assert batch[0]["document_id"] != batch[4]["document_id"]
+    assert {row["document_id"] for row in rows} == {document.id for document in documents}  # one epoch
+    earned = EarnedInfluence()
+    for step in range(3):
+        batch = [row for row in rows if row["step"] == step]
+        valid_n = torch.tensor([any(not p["problem"] for p in row["pairs"]) for row in batch])
+        influence_nk = torch.zeros(8, len(scorer.names) - 1)
+        for place, row in enumerate(batch):
+            for pair in row["pairs"]:
+                if not pair["problem"]:
+                    influence_nk[place] = torch.tensor(pair["influence"][:-1])
+        rewards, earned = reward_set_influence(influence_nk, valid_n, earned, config.rl.invalid_penalty)
+        assert [row["reward"] for row in batch] == pytest.approx(rewards.tolist())
+        logged = [entry for entry in log if entry.get("step") == step + 1][0]
+        assert logged["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)
+        assert logged["valid"] == pytest.approx(valid_n.float().mean().item())
+    scored = [(p["question"], p["answer"], p["influence"]) for r in rows for p in r["pairs"] if not p["problem"]]
+    influence = scorer([(question, answer) for question, answer, _ in scored])
+    torch.testing.assert_close(influence, torch.tensor([i for _, _, i in scored]), rtol=0, atol=2e-5)
+
+
+def read_run(out):
+    return (out / "model.safetensors").read_bytes(), (out / "trajectories.jsonl").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(undisturbed, config, lab, tmp_path):
+    train(config, lab, tmp_path / "same")
+    assert read_run(tmp_path / "same/out") == read_run(undisturbed[0])
+    train(config, lab, tmp_path / "other", seed=1)
+    assert read_run(tmp_path / "other/out")[0] != read_run(undisturbed[0])[0]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_stops_goes_on_from_its_checkpoint_to_the_same_bytes(
+    undisturbed, config, lab, tmp_path, monkeypatch, step
+):
+    score_rows = RubricReward.score_rows
+
+    def stop(self, rows):
+        scores = score_rows(self, rows)
+        if rows[0]["step"] == step:
+            self.log.open("a", encoding="utf-8").write('{"step": 9, "pairs": [{"que')  # a torn line
+            raise RuntimeError("the machine stopped")
+        return scores
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RubricReward, "score_rows", stop)
+        with pytest.raises(RuntimeError, match="the machine stopped"):
+            train(config, lab, tmp_path)
+    trainer = tmp_path / "scratch/trainer"
+    assert [path.name for path in trainer.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    (trainer / f"checkpoint-{step + 1}").mkdir()  # killed while writing the next one
+    (trainer / f"checkpoint-{step + 1}/config.json").write_text("{", encoding="utf-8")
+    log = train(config, lab, tmp_path)
+    assert [entry["step"] for entry in log if "reward" in entry] == [1, 2, 3]
+    assert read_run(tmp_path / "out") == read_run(undisturbed[0])
+
+
+def test_an_adapter_is_merged_into_a_model_that_stands_alone(lab_config, lab, tmp_path):
+    config = lab_config({"rl": {"steps": 1, "lora": {"r": 4, "alpha": 8}, "learning_rate": 0.01}})
+    train(config, lab, tmp_path)
+    base = load_file(f"{config.models.rubric_generator.path}/model.safetensors")
+    merged = load_file(tmp_path / "out/model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed and all("proj" in name for name in changed)

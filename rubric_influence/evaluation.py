@@ -11,6 +11,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rubric_influence.config import Prompts
+from rubric_influence.generation import TEMPLATE_OPTIONS
 from rubric_influence.prompts import fill
 from rubric_influence.records import ExamItem
 
@@ -51,7 +52,13 @@ def evaluate(
     batch_size: int,
 ) -> np.ndarray:
     """Which items the model answers rightly, bool [len(items)], in the items' order."""
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
+    harness = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        device=str(model.device),
+        chat_template_args=TEMPLATE_OPTIONS,  # the answer then begins where it did in training
+    )
     results = simple_evaluate(
         model=harness,
         tasks=[build_task(items, prompts)],

@@ -53,13 +53,12 @@ class Plan:
 
     def tabulate(self) -> pd.DataFrame:
         """A row a stage, as text."""
-
-        def show(figures: dict[str, float], column: str) -> str:
-            value = figures.get(column)
-            return "" if value is None else "unknown" if np.isnan(value) else f"{value:,.0f}"
-
-        rows = {stage: [show(figures, column) for column in COLUMNS] for stage, figures in self.stages.items()}
+        rows = {stage: [show(figures.get(column)) for column in COLUMNS] for stage, figures in self.stages.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+
+
+def show(figure: float | None) -> str:
+    return "" if figure is None else "unknown" if np.isnan(figure) else f"{figure:,.0f}"
 
 
 def make_plan(config: Config) -> Plan:
@@ -130,7 +129,7 @@ def check_combinations(config: Config, size: Size) -> None:
         )
     if config.rl.documents_per_step > size.documents:
         problems.append(
-            f"rl.documents_per_step ({config.rl.documents_per_step}) exceeds the {size.documents:.0f} documents; lower it"
+            f"rl.documents_per_step ({config.rl.documents_per_step}) is above the {size.documents:.0f} documents: lower it"
         )
     if config.rl.vllm != "off" and config.synthesis.constrained:
         problems.append(
@@ -169,8 +168,9 @@ def plan_stages(config: Config, size: Size) -> dict[str, dict[str, float]]:
 
     def synthesise(rubrics: float, pairs: float, written: bool = True) -> dict[str, float]:
         asked = rubrics if written else 0
-        tokens = asked * ask_rubric + pairs * ask_pair
-        return dict(rubrics=rubrics * seeds, pairs=pairs * seeds, prompts=(asked + pairs) * seeds, tokens=tokens * seeds)
+        figures = dict(rubrics=rubrics, pairs=pairs, prompts=asked + pairs)
+        figures["tokens"] = asked * ask_rubric + pairs * ask_pair
+        return {column: figure * seeds for column, figure in figures.items()}
 
     def train(pairs: float, settings: sft.FineTuning) -> dict[str, float]:
         steps = np.ceil(pairs / settings.batch_size) * settings.epochs
@@ -214,9 +214,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     counts = {"documents": plan.size.documents} | plan.size.exam
-    print(f"{profile}: " + ", ".join(f"{'unknown' if np.isnan(n) else int(n)} {name}" for name, n in counts.items()))
+    print(f"{profile}: " + ", ".join(f"{show(count)} {name}" for name, count in counts.items()))
     print(plan.tabulate().to_string())
-    print("\n".join(["", "not checked:", *plan.unchecked]) if plan.unchecked else "\neverything was checked but weights")
+    print("\n".join(["", "not checked: weights", *plan.unchecked]))
     return 0
 
 

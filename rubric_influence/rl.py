@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from rubric_influence.config import Config
@@ -23,7 +22,7 @@ from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_pair, ask_rubric
 from rubric_influence.records import Document
 from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
-from rubric_influence.sft import build_lora
+from rubric_influence.sft import build_lora, find_whole_checkpoint
 
 # Questions and answers -> influence [pairs, directions]. The last direction is the guard's: logged, never optimised.
 Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
@@ -43,11 +42,13 @@ class RubricReward:
 
     def __call__(self, completions: list, document_id: list[str], trainer_state, log_metric, **_) -> list[float]:
         step = trainer_state.global_step
-        rubrics = [parse_rubric(completion[0]["content"]) for completion in completions]
-        rows = [
-            {"step": step, "document_id": document, "rubric": rubric.text, "problem": rubric.problem, "pairs": []}
-            for document, rubric in zip(document_id, rubrics, strict=True)
-        ]
+        rows = []
+        for document, completion in zip(document_id, completions, strict=True):
+            written = completion[0]["content"]
+            rubric, problem = parse_rubric(written)
+            # The text as it was written where it cannot be used: what was parsed may hold what UTF-8 cannot.
+            text = written if problem else rubric
+            rows.append({"step": step, "document_id": document, "rubric": text, "problem": problem, "pairs": []})
         self.ask_teacher(rows, step)
         influence_nk, guard_n, valid_n = self.score_rows(rows)
         settings = self.config.rl
@@ -80,38 +81,43 @@ class RubricReward:
             schema=PairOutput if settings.constrained else None,
         )
         for row, completion in zip(asked, completions, strict=True):
-            pair = parse_pair(completion.text)
-            row["pairs"].append({"question": pair.question, "answer": pair.answer, "problem": pair.problem})
+            question, answer, problem = parse_pair(completion.text)
+            if problem:
+                row["pairs"].append({"question": "", "answer": "", "problem": problem, "raw": completion.text})
+            else:
+                row["pairs"].append({"question": question, "answer": answer, "problem": ""})
 
     def score_rows(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Influence [n, k], guard influence [n] and validity [n] of every row, over the mean of its valid pairs."""
-        valid_pairs = [(index, p) for index, row in enumerate(rows) for p in row["pairs"] if not p["problem"]]
-        scores = self.score([(p["question"], p["answer"]) for _, p in valid_pairs]) if valid_pairs else None
-        width = scores.shape[1] if scores is not None else 2
-        total_nk = torch.zeros(len(rows), width)
-        count_n = torch.zeros(len(rows))
-        for place, (index, pair) in enumerate(valid_pairs):
-            pair["influence"] = [round(value, 6) for value in scores[place].tolist()]
-            total_nk[index] += torch.tensor(pair["influence"])
-            count_n[index] += 1
-        mean_nk = total_nk / count_n.clamp(min=1).unsqueeze(1)
-        return mean_nk[:, :-1], mean_nk[:, -1], count_n > 0
+        valid = [pair for row in rows for pair in row["pairs"] if not pair["problem"]]
+        if valid:
+            scores = self.score([(pair["question"], pair["answer"]) for pair in valid])
+            for pair, influence in zip(valid, scores.tolist(), strict=True):
+                pair["influence"] = [round(value, 6) for value in influence]
+        means = [average_influence(row) for row in rows]
+        nothing = torch.zeros(scores.shape[1] if valid else 2)
+        mean_nk = torch.stack([nothing if mean is None else mean for mean in means])
+        return mean_nk[:, :-1], mean_nk[:, -1], torch.tensor([mean is not None for mean in means])
 
     def rewind(self, step: int) -> None:
         """Forget what was logged from `step` on, and earn again what came before: what a resumed run needs."""
         self.earned = EarnedInfluence()
         if not self.log.exists():
             return
-        rows = [json.loads(line) for line in self.log.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
-        rows = [row for row in rows if row["step"] < step]
+        whole = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
+        rows = [row for row in map(json.loads, whole) if row["step"] < step]
         self.log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         if self.config.rl.reward == "set_influence":
             for number in range(step):
-                batch = [row for row in rows if row["step"] == number]
-                influence = [[p["influence"] for p in row["pairs"] if not p["problem"]] for row in batch]
-                means = [torch.tensor(values).mean(dim=0)[:-1] for values in influence if values]
-                if means:
-                    self.earned = self.earned.update(torch.stack(means), torch.ones(len(means), dtype=torch.bool))
+                means = [average_influence(row) for row in rows if row["step"] == number]
+                if valid := [mean[:-1] for mean in means if mean is not None]:
+                    self.earned = self.earned.update(torch.stack(valid), torch.ones(len(valid), dtype=torch.bool))
+
+
+def average_influence(row: dict) -> torch.Tensor | None:
+    """The mean of a trajectory's valid pairs by direction, the guard's last; None if it has none."""
+    scores = [pair["influence"] for pair in row["pairs"] if not pair["problem"]]
+    return torch.tensor(scores).mean(dim=0) if scores else None
 
 
 def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTrainer], dict]:
@@ -192,7 +198,7 @@ def train_rubric_generator(
     tokenizer = load_tokenizer(spec)
     reward = RubricReward(config, documents, teacher, score, seed, scratch / "trajectories.jsonl")
     arguments = build_arguments(config, seed, str(scratch / "trainer"))
-    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    last = find_whole_checkpoint(arguments.output_dir)
     reward.rewind(int(last.rpartition("-")[2]) if last else 0)
     rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
     torch.manual_seed(seed)

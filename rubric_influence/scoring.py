@@ -22,17 +22,17 @@ from rubric_influence.sft import list_checkpoints, load_fine_tuned
 GUARD = "guard"
 
 
-def name_directions(
+def group_items(
     model: torch.nn.Module, validation: Sequence[ExamItem], examples: Sequence[Example], config: Config, seed: int
-) -> dict[str, torch.Tensor]:
-    """The validation directions of a profile, name -> [d]: one ("mean"), one a topic, or one a gradient cluster."""
+) -> list[str] | None:
+    """The direction that every validation item is a part of: its topic, its gradient's cluster, or None: all one."""
     settings = config.influence
+    if settings.directions == "topics":
+        return [item.topic or "untitled" for item in validation]
     if settings.directions == "clusters":
         gradients = example_gradients(model, examples, settings.batch_size)
-        directions, _ = cluster_directions(gradients, settings.clusters, seed)
-        return {f"cluster {index}": direction for index, direction in enumerate(directions)}
-    groups = [item.topic or "untitled" for item in validation] if settings.directions == "topics" else None
-    return validation_gradients(model, examples, groups, settings.batch_size)
+        return [f"cluster {label}" for label in cluster_directions(gradients, settings.clusters, seed)[1]]
+    return None
 
 
 class TargetScorer:
@@ -51,9 +51,11 @@ class TargetScorer:
         asked = {split: self.encode([(i.question, i.answer) for i in items]) for split, items in
                  (("validation", validation), ("guard", guard))}  # fmt: skip
         self.scorers, self.rates, self.names = [], [], []
-        for checkpoint in list_checkpoints(warmup):
+        for place, checkpoint in enumerate(list_checkpoints(warmup)):
             model = load_fine_tuned(config.models.target, checkpoint)
-            directions = name_directions(model, validation, asked["validation"], config, seed)
+            if place == 0:  # once, so that a direction is of the same items at every checkpoint
+                groups = group_items(model, validation, asked["validation"], config, seed)
+            directions = validation_gradients(model, asked["validation"], groups, config.influence.batch_size)
             directions[GUARD] = validation_gradients(model, asked["guard"], None, config.influence.batch_size)["all"]
             moments = load_moments(checkpoint / "moments.safetensors")
             scorer = Scorer(

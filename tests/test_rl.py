@@ -141,7 +141,9 @@ def test_steps_and_seeds_draw_differently_from_the_teacher(plain, tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
-@pytest.mark.parametrize("torn", ["", '{"step": 2, "docum', '{"step": 2, "pairs": [{"question": "what"}'])
+@pytest.mark.parametrize(
+    "torn", [b"", b'{"step": 2, "docu', b'{"step": 2, "pairs": [{"answer": "a"}', b'{"rubric": "\xc3']
+)
 def test_rewinding_restores_exactly_what_was_earned_before_a_step(lab_config, tmp_path, step, torn):
     config = lab_config({"rl": {"reward": "set_influence", "pairs_per_rubric": 3}})
     answers = ["d", "c", "d", "a", "b", "c", "d", "d", "b"] * 3
@@ -153,7 +155,7 @@ def test_rewinding_restores_exactly_what_was_earned_before_a_step(lab_config, tm
         call(reward, [GOOD, "no rubric", GOOD] if number != 1 else ["no rubric"] * 3, number)
         earned.append(reward.earned)
     rows = read_log(tmp_path / "log")
-    with (tmp_path / "log").open("a", encoding="utf-8") as file:
+    with (tmp_path / "log").open("ab") as file:
         file.write(torn)  # killed while writing
     again = make_reward(config, tmp_path / "log")
     again.rewind(step)

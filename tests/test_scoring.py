@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from rubric_influence.corpus import build_corpus
+from rubric_influence.influence.exact import cluster_directions
+from rubric_influence.influence.examples import encode
+from rubric_influence.influence.moments import load_moments, match_moments
+from rubric_influence.influence.reference import reference_gradient, reference_scores
+from rubric_influence.models import load_tokenizer
+from rubric_influence.scoring import GUARD, TargetScorer
+from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
+
+
+@pytest.fixture(scope="module")
+def config(lab_config):
+    return lab_config({"warmup": {"epochs": 3, "batch_size": 4, "schedule": "linear"}, "lora": {"r": 4, "alpha": 8}})
+
+
+@pytest.fixture(scope="module")
+def exam(config):
+    """Eight validation items, two a topic, and four of the guard's."""
+    items = build_corpus(config.corpus).exam
+    validation = [item for item in items if item.split == "validation"]
+    guard = [item for item in items if item.split == "guard"]
+    return validation[:8] + guard[:4] + [item for item in items if item.split == "test"]
+
+
+@pytest.fixture(scope="module")
+def warmup(config, draw_pairs, tmp_path_factory):
+    """A warm-up's last two checkpoints."""
+    folder = tmp_path_factory.mktemp("warmup")
+    arguments = (config.models.target, draw_pairs(12), config.prompts, config.lora, config.warmup, 0)
+    fine_tune(*arguments, folder / "out", folder / "scratch", checkpoints=2)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def texts(draw_pairs):
+    return [(pair.question, pair.answer) for pair in draw_pairs(6, seed=1)]
+
+
+def with_directions(config, directions, clusters=3, **changes):
+    settings = {"directions": directions, "clusters": clusters, **changes}
+    return config.model_copy(update={"influence": config.influence.model_copy(update=settings)})
+
+
+def score_naively(config, warmup, items_by_direction, texts):
+    """[n, k] fp64, one item and one pair at a time: cosines averaged over checkpoints by their learning rates."""
+    tokenizer = load_tokenizer(config.models.target)
+    examples = [encode(tokenizer, question, answer) for question, answer in texts]
+    total, rates = 0, 0
+    for checkpoint in list_checkpoints(warmup):
+        model = load_fine_tuned(config.models.target, checkpoint)
+        moments = match_moments(load_moments(checkpoint / "moments.safetensors"), model)
+        names = list(moments.exp_avg)
+        directions = []
+        for items in items_by_direction:
+            asked = [encode(tokenizer, item.question, item.answer) for item in items]
+            gradients = [reference_gradient(model, example, names) for example in asked]
+            flat = torch.stack([torch.cat([g[name].flatten() for name in names]) for g in gradients])
+            directions.append(flat.mean(dim=0))
+        scores = reference_scores(model, examples, torch.stack(directions), moments, momentum=config.influence.momentum)
+        total, rates = total + moments.learning_rate * scores, rates + moments.learning_rate
+    return total / rates
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_topics_scores_are_the_papers_formula_for_every_topic_and_the_guard(config, exam, warmup, texts, momentum):
+    config = with_directions(config, "topics", momentum=momentum)
+    scorer = TargetScorer(config, warmup, exam, seed=0)
+    validation = [item for item in exam if item.split == "validation"]
+    topics = sorted({item.topic for item in validation})
+    assert scorer.names == [*topics, GUARD]
+    groups = [[item for item in validation if item.topic == topic] for topic in topics]
+    groups.append([item for item in exam if item.split == "guard"])
+    expected = score_naively(config, warmup, groups, texts)
+    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+
+
+def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, texts):
+    config = with_directions(config, "mean")
+    scorer = TargetScorer(config, warmup, exam, seed=0)
+    assert len(scorer.names) == 2 and scorer.names[-1] == GUARD
+    groups = [[item for item in exam if item.split == split] for split in ("validation", "guard")]
+    expected = score_naively(config, warmup, groups, texts)
+    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+
+
+def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup, texts):
+    config = with_directions(config, "clusters", clusters=4)
+    scorer = TargetScorer(config, warmup, exam, seed=0)
+    assert scorer.names == ["cluster 0", "cluster 1", "cluster 2", "cluster 3", GUARD]
+    validation = [item for item in exam if item.split == "validation"]
+    tokenizer = load_tokenizer(config.models.target)
+    checkpoint = list_checkpoints(warmup)[0]
+    model = load_fine_tuned(config.models.target, checkpoint)
+    names = list(match_moments(load_moments(checkpoint / "moments.safetensors"), model).exp_avg)
+    gradients = [reference_gradient(model, encode(tokenizer, i.question, i.answer), names) for i in validation]
+    flat = torch.stack([torch.cat([g[name].flatten() for name in names]) for g in gradients])
+    _, labels = cluster_directions(flat, 4, seed=0)
+    groups = [[i for i, label in zip(validation, labels, strict=True) if label == cluster] for cluster in range(4)]
+    groups.append([item for item in exam if item.split == "guard"])
+    expected = score_naively(config, warmup, groups, texts)
+    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+
+
+def test_scores_do_not_change_with_batch_size_order_or_company(config, exam, warmup, texts):
+    whole = TargetScorer(config, warmup, exam, seed=0)(texts)
+    alone = TargetScorer(with_directions(config, "clusters", batch_size=1), warmup, exam, seed=0)
+    torch.testing.assert_close(alone(texts[::-1]).flip(0), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(alone(texts[2:3]), whole[2:3], rtol=0, atol=2e-5)
+
+
+def test_a_pair_that_is_the_validation_question_itself_has_positive_influence(config, exam, warmup):
+    # Without momentum Gamma is the gradient times a positive factor for each parameter.
+    first = next(item for item in exam if item.split == "validation")
+    others = [item for item in exam if item.split == "guard"]
+    scorer = TargetScorer(with_directions(config, "mean", momentum=False), warmup, [first, *others], seed=0)
+    assert scorer([(first.question, first.answer)])[0, 0] > 0.3
+
+
+def test_nothing_is_read_from_dev_or_test_items(config, exam, warmup, texts):
+    with_test = TargetScorer(config, warmup, exam, seed=0)(texts)
+    asked = [item for item in exam if item.split in ("validation", "guard")]
+    assert torch.equal(TargetScorer(config, warmup, asked, seed=0)(texts), with_test)
+
+
+def test_questions_are_asked_in_the_profiles_words(lab_config, config, exam, warmup, texts):
+    changed = config.model_copy(update={"prompts": lab_config({"prompts": {"answer": "consider {question}"}}).prompts})
+    reworded = [(f"consider {question}", answer) for question, answer in texts]
+    asked = [item for item in exam if item.split in ("validation", "guard")]
+    scorer = TargetScorer(config, warmup, asked, seed=0)
+    scorer.config = changed
+    torch.testing.assert_close(scorer(texts), TargetScorer(config, warmup, asked, seed=0)(reworded))
+
+
+def test_a_split_without_questions_is_refused(config, exam, warmup):
+    with pytest.raises(ValueError, match="0 validation examples"):
+        TargetScorer(config, warmup, [item for item in exam if item.split == "validation"], seed=0)

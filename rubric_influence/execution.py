@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -28,10 +29,21 @@ def drop_volatile(notebook: nbformat.NotebookNode) -> None:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = join_streams(output for output in cell.outputs if output.get("name") != "stderr")
             for output in cell.outputs:
                 if "text/plain" in output.get("data", {}):  # <Styler at 0x7f...>
                     output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data["text/plain"])
+
+
+def join_streams(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs with printed text that follows on printed text joined: what stood between decided the pieces."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def execute(source: str | Path, target: str | Path, parameters: dict | None = None) -> None:
@@ -64,11 +76,20 @@ def main() -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     arguments = parser.parse_args()
     try:
+        nbformat.read(arguments.source, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        cause = str(error).partition("\n")[0]
+        print(f"{arguments.source} cannot be read as a notebook: {cause}", file=sys.stderr)
+        return 1
+    try:
         execute(arguments.source, arguments.target, {name: yaml.safe_load(value) for name, value in arguments.p})
     except papermill.PapermillExecutionError as error:
         print(
             f"\n{arguments.source} stopped: {error.ename}: {error.evalue}\n(trace: {arguments.target})", file=sys.stderr
         )
+        return 1
+    except RuntimeError as error:  # nbclient's DeadKernelError
+        print(f"\n{arguments.source} stopped: its kernel died, for want of memory perhaps ({error})", file=sys.stderr)
         return 1
     return 0
 

@@ -24,7 +24,7 @@ def run_jobs(function: Callable[..., Result], jobs: Iterable[tuple], machine: Ma
     bytes whatever the number of workers or cores. An error in a job is raised here, once the others have stopped.
     """
     jobs = list(jobs)
-    if machine.workers == 1 or len(jobs) == 1:
+    if machine.workers == 1 or len(jobs) <= 1:
         return [run_limited(function, job, machine.threads) for job in jobs]
     pool = Parallel(n_jobs=min(machine.workers, len(jobs)), backend="loky")
     return pool(delayed(run_limited)(function, job, machine.threads) for job in jobs)

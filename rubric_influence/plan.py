@@ -127,10 +127,8 @@ def check_combinations(config: Config, size: Size) -> None:
             f"influence.clusters ({config.influence.clusters}) exceeds the {size.exam['validation']:.0f} validation "
             "questions; lower it or raise corpus.validation"
         )
-    if config.rl.documents_per_step > size.documents:
-        problems.append(
-            f"rl.documents_per_step ({config.rl.documents_per_step}) is above the {size.documents:.0f} documents: lower it"
-        )
+    if (asked := config.rl.documents_per_step) > size.documents:
+        problems.append(f"rl.documents_per_step ({asked}) exceeds the {size.documents:.0f} documents; lower it")
     if config.rl.vllm != "off" and config.synthesis.constrained:
         problems.append(
             f"rl.vllm is {config.rl.vllm!r}, but with synthesis.constrained rubrics are not sampled by it; set rl.vllm "

@@ -19,7 +19,8 @@ class ProgressLine(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kwargs
     ) -> None:
-        self.bar.set_postfix({key: f"{logs[key]:.4g}" for key in self.shown if key in logs}, refresh=False)
+        if entries := {key: f"{logs[key]:.4g}" for key in self.shown if key in logs}:  # the run's last log has none
+            self.bar.set_postfix(entries, refresh=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.bar.close()

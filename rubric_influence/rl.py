@@ -201,7 +201,6 @@ def train_rubric_generator(
     last = find_whole_checkpoint(arguments.output_dir)
     reward.rewind(int(last.rpartition("-")[2]) if last else 0)
     rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
-    torch.manual_seed(seed)
     trainer = GRPOTrainer(
         load_model(spec),
         reward_funcs=reward,

@@ -129,7 +129,6 @@ def fine_tune(
     scratch = Path(scratch)
     arguments = build_arguments(settings, seed, str(scratch / "trainer"))
     kept = KeepCheckpoints(scratch / "kept", checkpoints)
-    torch.manual_seed(seed)  # peft draws lora_A before the trainer sets its seed
     trainer = SFTTrainer(
         model,
         arguments,

@@ -234,7 +234,7 @@ def test_the_labs_exam_is_answered_by_its_documents(medicine):
         (name,) = [name for name in texts if f" {name} " in f" {item.question} "]
         assert f" {item.answer} " in f" {texts[name]} "
         assert [option for option in item.options if f" {option} " in f" {texts[name]} "] == [item.answer]
-    wordings = {topic: len(medicine.attributes[topic].exam) for topic in medicine.exam_topics}
+    wordings = {topic: len(medicine.attributes[topic].technical) for topic in medicine.exam_topics}
     assert Counter(item.topic for item in answered) == {topic: 6 * count for topic, count in wordings.items()}
     assert corpus.report["exam"]["dev"] + corpus.report["exam"]["test"] == len(answered)
 

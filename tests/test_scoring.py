@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -86,21 +88,32 @@ def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, tex
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
 
 
-def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup, texts):
-    config = with_directions(config, "clusters", clusters=4)
-    scorer = TargetScorer(config, warmup, exam, seed=0)
-    assert scorer.names == ["cluster 0", "cluster 1", "cluster 2", "cluster 3", GUARD]
-    validation = [item for item in exam if item.split == "validation"]
+def cluster_items(config, checkpoint, items, clusters):
+    """The items of every cluster of a checkpoint's gradients."""
     tokenizer = load_tokenizer(config.models.target)
-    checkpoint = list_checkpoints(warmup)[0]
     model = load_fine_tuned(config.models.target, checkpoint)
     names = list(match_moments(load_moments(checkpoint / "moments.safetensors"), model).exp_avg)
-    gradients = [reference_gradient(model, encode(tokenizer, i.question, i.answer), names) for i in validation]
+    gradients = [reference_gradient(model, encode(tokenizer, i.question, i.answer), names) for i in items]
     flat = torch.stack([torch.cat([g[name].flatten() for name in names]) for g in gradients])
-    _, labels = cluster_directions(flat, 4, seed=0)
-    groups = [[i for i, label in zip(validation, labels, strict=True) if label == cluster] for cluster in range(4)]
+    _, labels = cluster_directions(flat, clusters, seed=0)
+    return [[i for i, label in zip(items, labels, strict=True) if label == cluster] for cluster in range(clusters)]
+
+
+def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup, draw_pairs, texts, tmp_path):
+    # Two checkpoints far apart: a short run's, and that of a long one with a high learning rate.
+    shutil.copytree(list_checkpoints(warmup)[0], tmp_path / "out/checkpoint-1")
+    long = config.warmup.model_copy(update={"epochs": 8, "learning_rate": 0.02, "schedule": "constant"})
+    arguments = (config.models.target, draw_pairs(12, seed=5), config.prompts, config.lora, long, 1)
+    fine_tune(*arguments, tmp_path / "long", tmp_path / "scratch")
+    shutil.copytree(tmp_path / "long/checkpoint-8", tmp_path / "out/checkpoint-8")
+    config = with_directions(config, "clusters", clusters=5)
+    validation = [item for item in exam if item.split == "validation"]
+    groups, others = (cluster_items(config, c, validation, 5) for c in list_checkpoints(tmp_path / "out"))
+    assert groups != others
+    scorer = TargetScorer(config, tmp_path / "out", exam, seed=0)
+    assert scorer.names == ["cluster 0", "cluster 1", "cluster 2", "cluster 3", "cluster 4", GUARD]
     groups.append([item for item in exam if item.split == "guard"])
-    expected = score_naively(config, warmup, groups, texts)
+    expected = score_naively(config, tmp_path / "out", groups, texts)
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
 
 

@@ -148,7 +148,8 @@ def save_moments(path: str | Path, moments: AdamMoments) -> None:
     tensors = {f"{key}/{name}": t.contiguous() for key, part in held.items() for name, t in part.items()}
     scalars = {key: getattr(moments, key) for key in ("step", "betas", "eps", "learning_rate")}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in scalars.items()})
+    # One key: safetensors writes several in any order, and the same state would not be the same bytes.
+    save_file(tensors, path, metadata={"adam": json.dumps(scalars)})
 
 
 def load_moments(path: str | Path) -> AdamMoments:
@@ -156,7 +157,7 @@ def load_moments(path: str | Path) -> AdamMoments:
     parts: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
     try:
         with safe_open(path, framework="pt") as file:
-            scalars = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
+            scalars = json.loads((file.metadata() or {})["adam"])
             for key in file.keys():  # noqa: SIM118 - not a dict
                 part, _, name = key.partition("/")
                 parts[part][name] = file.get_tensor(key)

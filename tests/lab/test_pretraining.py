@@ -18,7 +18,7 @@ from rubric_influence.parsing import parse_pair, parse_rubric
 
 REPOSITORY = Path(__file__).parents[2]
 FIELD = REPOSITORY / "data/lab/fields/medicine.yaml"
-MODELS = sorted((REPOSITORY / "data/lab/models").iterdir())
+MODELS = sorted(path.parent for path in (REPOSITORY / "data/lab/models").glob("*/recipe.json"))
 
 
 def read_defaults(monkeypatch) -> dict:

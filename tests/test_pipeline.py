@@ -1,18 +1,14 @@
 """The whole pipeline, by DVC and papermill, on a small lab: it runs, is then up to date, and reruns what changed."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from conftest import clone_project, list_run_stages, run_command, set_params
 
-from rubric_influence.config import merge
 from rubric_influence.layout import TUNED_ARMS, UNTUNED
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "seeds": [0, 1],
     "corpus": {"documents": 12, "dev_documents": 2, "validation_entities": 6, "guard_entities": 6},
@@ -28,39 +24,15 @@ STAGES = ["corpus", "initial", "warmup", "influence", "generators", "final", "fi
 pytestmark = pytest.mark.slow
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),  # this copy of the package, not an installed one
-        "DVC_NO_ANALYTICS": "1",
-    }
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def list_run_stages(output: str) -> list[str]:
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of what git tracks, with the small lab for its profile, after one `dvc repro`."""
-    folder = tmp_path_factory.mktemp("clone")
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    set_params(folder, SMALL)
-    result = run(["dvc", "repro"], folder)
+    """A clone with the small lab for its profile, after one `dvc repro`."""
+    folder = clone_project(tmp_path_factory.mktemp("clone"))
+    set_params(folder, "params.yaml", SMALL)
+    result = run_command(["dvc", "repro"], folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert list_run_stages(result.stdout) == STAGES
     return folder
-
-
-def set_params(folder: Path, changes: dict) -> None:
-    params = merge(yaml.safe_load((folder / "params.yaml").read_text()), changes)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 def test_every_arm_is_evaluated_with_its_interval(project: Path):
@@ -83,11 +55,11 @@ def test_every_arm_has_the_same_number_of_requested_pairs(project: Path):
 
 
 def test_results_can_be_printed_and_shown_by_dvc(project: Path):
-    table = run([sys.executable, "-m", "rubric_influence.results"], project)
+    table = run_command([sys.executable, "-m", "rubric_influence.results"], project)
     assert table.returncode == 0 and all(arm in table.stdout for arm in TUNED_ARMS)
-    metrics = run(["dvc", "metrics", "show", "--json"], project)
+    metrics = run_command(["dvc", "metrics", "show", "--json"], project)
     assert json.loads(metrics.stdout)[""]["data"]["metrics/evaluation.json"]["data"]["arms"]["optimised"]
-    plots = run(["dvc", "plots", "show", "--json"], project)
+    plots = run_command(["dvc", "plots", "show", "--json"], project)
     assert plots.returncode == 0 and "training" in plots.stdout and "accuracy" in plots.stdout
 
 
@@ -100,29 +72,29 @@ def test_executed_notebooks_show_figures_and_no_progress(project: Path):
 
 
 def test_a_second_run_runs_nothing(project: Path):
-    result = run(["dvc", "repro"], project)
+    result = run_command(["dvc", "repro"], project)
     assert result.returncode == 0 and list_run_stages(result.stdout) == []
     assert "up to date" in result.stdout
 
 
 def test_a_stage_that_runs_again_writes_the_same_bytes(project: Path):
     before = (project / "dvc.lock").read_text()
-    result = run(["dvc", "repro", "-f", "-s", "initial", "warmup", "influence"], project)
+    result = run_command(["dvc", "repro", "-f", "-s", "initial", "warmup", "influence"], project)
     assert result.returncode == 0 and list_run_stages(result.stdout) == ["initial", "warmup", "influence"]
     assert (project / "dvc.lock").read_text() == before
 
 
 def test_a_changed_parameter_reruns_only_what_depends_on_it(project: Path):
-    set_params(project, {"evaluation": {"bootstrap": 300}})
-    result = run(["dvc", "repro"], project)
+    set_params(project, "params.yaml", {"evaluation": {"bootstrap": 300}})
+    result = run_command(["dvc", "repro"], project)
     assert result.returncode == 0 and list_run_stages(result.stdout)[0] == "evaluation"
     assert set(list_run_stages(result.stdout)) <= {"evaluation", "report"}
 
 
 def test_a_misspelt_parameter_stops_the_run_with_its_name(project: Path):
     before = (project / "params.yaml").read_text()
-    set_params(project, {"corpus": {"documets": 3}})
-    result = run(["dvc", "repro"], project)
+    set_params(project, "params.yaml", {"corpus": {"documets": 3}})
+    result = run_command(["dvc", "repro"], project)
     (project / "params.yaml").write_text(before)
     assert result.returncode != 0
     assert "corpus.lab.documets: unknown parameter" in result.stdout + result.stderr

@@ -1,0 +1,46 @@
+"""Stand-ins: tiny models of a profile's own documents, in the format of real ones."""
+
+import pytest
+
+from rubric_influence.config import ModelSpec, Prompts
+from rubric_influence.generation import open_engine
+from rubric_influence.parsing import PairOutput, parse_pair
+from rubric_influence.prompts import ask_pair
+from rubric_influence.standins import train_standin, train_tokenizer
+
+DOCUMENTS = [
+    "Aspirin lowers the risk of a second stroke. Patients took it daily for two years."
+    " Bleeding was rare in both groups.",
+    "Night shifts raise blood pressure in nurses. We measured forty nurses for a month."
+    " The rise was gone after a week.",
+    "A vaccine against shingles works in old age. It was given to thousands of people."
+    " Pain lasted less in those given it.",
+]
+PROMPTS = Prompts(
+    rubric="Write a rubric for: {document}",
+    pair="Document: {document} Rubric: {rubric} Write a pair.",
+    pair_without_rubric="Document: {document} Write a pair.",
+    expert_rubrics=["Ask about the finding."],
+)
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    folder = tmp_path_factory.mktemp("standin") / "model"
+    recipe = train_standin(DOCUMENTS, PROMPTS, str(folder), "qwen3", 60, seed=0)
+    assert recipe["losses"][-1] < recipe["losses"][0]
+    return ModelSpec(path=str(folder), dtype="float32", attention="eager")
+
+
+def test_any_text_survives_the_tokenizer():
+    tokenizer = train_tokenizer(DOCUMENTS, vocabulary=400)
+    for text in [*DOCUMENTS, "β-blocker, 5 µg: naïve\n(日本)"]:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_standin_is_loaded_like_a_real_model_and_writes_parseable_json(standin: ModelSpec):
+    engine = open_engine(standin, batch_size=4)
+    asked = [ask_pair(PROMPTS, document, "Ask about the finding.") for document in DOCUMENTS] * 2
+    written = engine.generate(asked, seed=1, temperature=1.0, top_p=1.0, max_tokens=60, schema=PairOutput)
+    problems = [parse_pair(completion.text).problem for completion in written]
+    assert not any(problem.startswith(("no JSON", "wrong keys")) for problem in problems), problems

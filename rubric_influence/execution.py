@@ -11,8 +11,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import nbformat
 import papermill
@@ -46,6 +48,25 @@ def join_streams(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.Note
     return joined
 
 
+@contextmanager
+def kernel_stderr_silenced() -> Iterator[TextIO]:
+    """Yields this process's standard error, while processes started meanwhile inherit none.
+
+    A kernel sends what its child processes write to us, and writes it to its own standard error as well: every line
+    of a worker's progress would show twice.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        with os.fdopen(os.dup(saved), "w", buffering=1) as stderr:
+            yield stderr
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def execute(source: str | Path, target: str | Path, parameters: dict | None = None) -> None:
     """Execute `source` with the kernel of this very Python, and write the executed notebook to `target`.
 
@@ -54,16 +75,18 @@ def execute(source: str | Path, target: str | Path, parameters: dict | None = No
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # progress bars are text here, as they should be
-    papermill.execute_notebook(
-        str(source),
-        str(target),
-        parameters=parameters or {},
-        kernel_name="python3",
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # no open port
-    )
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # of every small step before a training run
+    with kernel_stderr_silenced() as stderr:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=parameters or {},
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=stderr,
+            config=Config({"KernelManager": {"transport": "ipc"}}),  # no open port
+        )
     notebook = nbformat.read(target, as_version=4)
     drop_volatile(notebook)
     nbformat.write(notebook, target)

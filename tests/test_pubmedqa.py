@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import clone_project, run_command, set_params
+from clones import clone_project, run_command, set_params
 
 from rubric_influence.layout import TUNED_ARMS, UNTUNED
 

@@ -24,6 +24,7 @@ from rubric_influence.exams import SPLITS
 from rubric_influence.layout import list_arms
 from rubric_influence.models import check_source, load_tokenizer
 from rubric_influence.records import Document
+from rubric_influence.stages.corpus import check_pairs_fit
 
 UNKNOWN = float("nan")  # goes through sums and products as it should
 COLUMNS = ("rubrics", "pairs", "prompts", "scored", "steps", "batch", "tokens")
@@ -108,6 +109,7 @@ def check_models(config: Config, documents: list[Document]) -> list[str]:
             continue
         tokenizer = load_tokenizer(spec)
         if template is None:
+            check_pairs_fit(config)
             continue
         room = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
         if room and settings.max_prompt_tokens + written > room:

@@ -1,12 +1,15 @@
 """Stand-ins: tiny models of a profile's own documents, in the format of real ones."""
 
+import random
+from pathlib import Path
+
 import pytest
 
 from rubric_influence.config import ModelSpec, Prompts
 from rubric_influence.generation import open_engine
 from rubric_influence.parsing import PairOutput, parse_pair
 from rubric_influence.prompts import ask_pair
-from rubric_influence.standins import train_standin, train_tokenizer
+from rubric_influence.standins import ASPECTS, train_standin, train_tokenizer, write_pair
 
 DOCUMENTS = [
     "Aspirin lowers the risk of a second stroke. Patients took it daily for two years."
@@ -44,3 +47,32 @@ def test_a_standin_is_loaded_like_a_real_model_and_writes_parseable_json(standin
     written = engine.generate(asked, seed=1, temperature=1.0, top_p=1.0, max_tokens=60, schema=PairOutput)
     problems = [parse_pair(completion.text).problem for completion in written]
     assert not any(problem.startswith(("no JSON", "wrong keys")) for problem in problems), problems
+
+
+def test_a_pair_holds_the_words_of_the_sentence_where_its_aspect_is_looked_for():
+    sentences = ["Aspirin lowers the risk of a second stroke.", "Patients took it daily for two years."]
+    for aspect, sentence in (("background", sentences[0]), ("main finding", sentences[1])):
+        question, answer = write_pair(" ".join(sentences), "fill-in-the-blank", aspect, random.Random(0))
+        assert question.replace("____", answer) == f"Fill in the blank: {sentence}"
+        question, answer = write_pair(" ".join(sentences), "short-answer", aspect, random.Random(0))
+        assert question.replace("What comes after: ", "").replace("...?", answer) == sentence
+
+
+@pytest.mark.parametrize("form", ["fill-in-the-blank", "short-answer"])
+@pytest.mark.parametrize("document", ["one", "no full stop in this text", "A. B. C."])
+def test_every_document_gives_a_question_and_an_answer(document: str, form: str):
+    for aspect in ASPECTS:
+        question, answer = write_pair(document, form, aspect, random.Random(0))
+        assert question and answer
+
+
+def test_a_standin_never_replaces_another_model(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights of value")
+    with pytest.raises(ValueError, match="no stand-in"):
+        train_standin(DOCUMENTS, PROMPTS, tmp_path, steps=1)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights of value"
+
+
+def test_no_texts_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="no texts"):
+        train_standin([], PROMPTS, tmp_path, steps=1)

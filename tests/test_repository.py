@@ -26,7 +26,7 @@ PACKAGE = "rubric_influence"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LARGEST_FILE = 8 * 2**20  # bytes
-UNDECLARED = {PACKAGE, "tests", "clones", "conftest", "flash_attn"}  # the last: only for who sets it; its import is guarded
+UNDECLARED = {PACKAGE, "tests", "clones", "conftest", "flash_attn"}  # the last: its import is guarded
 
 
 def list_files() -> list[Path]:

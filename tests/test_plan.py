@@ -66,9 +66,11 @@ def test_parameters_that_do_not_go_together_are_refused(configure, changes: dict
         make_plan(configure(changes))
 
 
-def test_parameters_that_a_trainer_refuses_name_its_section(configure):
-    with pytest.raises(ValueError, match="^lora: its trainer refuses"):
-        make_plan(configure({"lora": {"targets": ""}}))
+def test_parameters_that_a_trainer_refuses_name_their_section(configure):
+    config = configure()
+    alone = config.rl.model_copy(update={"group_size": 1})  # past the profile's own check
+    with pytest.raises(ValueError, match="^rl: its trainer refuses these parameters: .*at least 2 generations"):
+        make_plan(config.model_copy(update={"rl": alone}))
 
 
 def test_without_files_and_limits_sizes_are_unknown_and_nothing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -146,12 +146,20 @@ class Warmup(FineTuning):
 
 
 class Influence(Section):
-    """The score of design (rubric_influence.influence)."""
+    """How a pair is scored on the warmed-up target (rubric_influence.influence.scorers)."""
 
+    estimator: Literal["adam", "linear", "gradient", "forward"] = "adam"
     momentum: bool  # whether Gamma holds the first moment, a direction common to all samples
-    batch_size: Count
+    normalise: bool = True  # cosines; false: dot products
+    batch_tokens: Count  # padded tokens of a batch that is scored at once
     directions: Literal["mean", "topics", "clusters"]  # what the reward sums over: one validation gradient or several
     clusters: Count = 6
+
+    @model_validator(mode="after")
+    def has_a_norm(self) -> "Influence":
+        if self.estimator == "forward" and self.normalise:
+            raise ValueError("the forward estimator gives dot products, no cosines; set normalise: false with it")
+        return self
 
 
 class RubricRL(Section):

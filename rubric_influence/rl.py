@@ -164,7 +164,7 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
         loss_type=settings.loss,
         scale_rewards=settings.scale_rewards,
         max_completion_length=config.synthesis.max_rubric_tokens,
-        bf16=True,
+        bf16=gpu,
         gradient_checkpointing=gpu,
         use_cpu=not gpu,
         seed=seed,

@@ -6,15 +6,11 @@ from pathlib import Path
 import torch
 
 from rubric_influence.config import Config
-from rubric_influence.influence.exact import (
-    Scorer,
-    cluster_directions,
-    combine,
-    example_gradients,
-    validation_gradients,
-)
+from rubric_influence.influence.directions import cluster_directions, validation_gradients
 from rubric_influence.influence.examples import Example, encode
+from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.moments import load_moments
+from rubric_influence.influence.scorers import combine, open_scorer
 from rubric_influence.models import load_tokenizer
 from rubric_influence.records import ExamItem
 from rubric_influence.sft import list_checkpoints, load_fine_tuned
@@ -30,7 +26,7 @@ def group_items(
     if settings.directions == "topics":
         return [item.topic or "untitled" for item in validation]
     if settings.directions == "clusters":
-        gradients = example_gradients(model, examples, settings.batch_size)
+        gradients = example_gradients(model, examples, settings.batch_tokens)
         return [f"cluster {label}" for label in cluster_directions(gradients, settings.clusters, seed)[1]]
     return None
 
@@ -40,7 +36,8 @@ class TargetScorer:
 
     `names` are the directions' names; the guard's is "guard". Calling it with (question, answer) pairs gives fp32
     cosines [pairs, directions], positive where the step on the pair lowers that part's validation loss, summed over
-    the warm-up's checkpoints by learning rate (rubric_influence.influence.exact).
+    the warm-up's checkpoints by learning rate (rubric_influence.influence.scorers); dot products instead of cosines
+    with influence.normalise off.
     """
 
     def __init__(self, config: Config, warmup: str | Path, exam: Sequence[ExamItem], seed: int):
@@ -55,15 +52,17 @@ class TargetScorer:
             model = load_fine_tuned(config.models.target, checkpoint)
             if place == 0:  # once, so that a direction is of the same items at every checkpoint
                 groups = group_items(model, validation, asked["validation"], config, seed)
-            directions = validation_gradients(model, asked["validation"], groups, config.influence.batch_size)
-            directions[GUARD] = validation_gradients(model, asked["guard"], None, config.influence.batch_size)["all"]
+            directions = validation_gradients(model, asked["validation"], groups, config.influence.batch_tokens)
+            directions[GUARD] = validation_gradients(model, asked["guard"], None, config.influence.batch_tokens)["all"]
             moments = load_moments(checkpoint / "moments.safetensors")
-            scorer = Scorer(
+            scorer = open_scorer(
+                config.influence.estimator,
                 model,
                 torch.stack(list(directions.values())),
                 moments,
                 momentum=config.influence.momentum,
-                batch_size=config.influence.batch_size,
+                batch_tokens=config.influence.batch_tokens,
+                normalise=config.influence.normalise,
             )
             self.scorers.append(scorer)
             self.rates.append(moments.learning_rate)

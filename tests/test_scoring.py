@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rubric_influence.corpus import build_corpus
-from rubric_influence.influence.exact import cluster_directions
+from rubric_influence.influence.directions import cluster_directions
 from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
@@ -119,7 +119,7 @@ def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup
 
 def test_scores_do_not_change_with_batch_size_order_or_company(config, exam, warmup, texts):
     whole = TargetScorer(config, warmup, exam, seed=0)(texts)
-    alone = TargetScorer(with_directions(config, "clusters", batch_size=1), warmup, exam, seed=0)
+    alone = TargetScorer(with_directions(config, "clusters", batch_tokens=1), warmup, exam, seed=0)
     torch.testing.assert_close(alone(texts[::-1]).flip(0), whole, rtol=0, atol=2e-5)
     torch.testing.assert_close(alone(texts[2:3]), whole[2:3], rtol=0, atol=2e-5)
 

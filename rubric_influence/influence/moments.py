@@ -1,4 +1,4 @@
-"""The Adam state that the warm-up leaves on the LoRA parameters: captured, saved, and matched to a model.
+"""The Adam state that the warm-up leaves on the parameters that it trained: captured, saved, and matched to a model.
 
 The commonest bugs of influence code are moments on the wrong parameters: an optimizer numbers parameters in the order
 of its decay groups, and PEFT renames them when it saves. So moments go by parameter identity out of the optimizer and
@@ -8,17 +8,15 @@ by name AND shape into a model, and everything that does not fit is refused.
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-SHOWN = 3  # names in an error message
+from rubric_influence.influence.layers import listed, scored_parameters
 
 
 @dataclass(frozen=True)
@@ -57,45 +55,6 @@ class AdamMoments:
                 f"non-finite or negative moments of {listed(bad)}; the warm-up diverged: lower its learning rate or "
                 "use float32 or bfloat16, and run it again"
             )
-
-
-def lora_factors(model: nn.Module) -> dict[str, nn.Linear]:
-    """The active adapter's factors by the name of their weight: lora_A [r, in] and lora_B [out, r] as nn.Linear.
-
-    The order (that of model.named_modules()) is the order in which flat gradients are laid out.
-
-    Raises ValueError if the model has no LoRA layer or more than one active adapter, or if anything else than such
-    factors is part of the adapter or trainable (DoRA, LoRA biases, embeddings or convolutions, modules_to_save): a
-    score without them would be another model's.
-    """
-    factors: dict[str, nn.Linear] = {}
-    others: list[str] = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        if len(layer.active_adapters) != 1:
-            raise ValueError(
-                f"active adapters of {name} are {list(layer.active_adapters)}; activate one: model.set_adapter(name)"
-            )
-        adapter = layer.active_adapters[0]
-        for part in layer.adapter_layer_names:
-            if adapter not in (held := getattr(layer, part, {})):
-                continue
-            factor = held[adapter]
-            if type(factor) is nn.Linear and factor.bias is None:
-                factors[f"{name}.{part}.{adapter}.weight"] = factor
-            else:
-                others.append(f"{name}.{part}.{adapter}")
-    if not factors and not others:
-        raise ValueError(f"{type(model).__name__} has no LoRA layer; load the warm-up's adapter with peft first")
-    known = {id(factor.weight) for factor in factors.values()}
-    others += [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
-    if others:
-        raise ValueError(
-            f"influence is computed over LoRA factors of linear layers, but {listed(others)} are adapted or trainable "
-            "too; fine-tune with plain LoRA (no DoRA, bias or modules_to_save) on linear layers"
-        )
-    return factors
 
 
 def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float) -> AdamMoments:
@@ -169,25 +128,27 @@ def load_moments(path: str | Path) -> AdamMoments:
 
 
 def normalise_name(name: str) -> str:
-    """A LoRA weight's name without what wrappers (DDP, compile, PEFT) and the adapter's name add to it."""
+    """A parameter's name without what wrappers (DDP, compile, PEFT) and the adapter's name add to it."""
     name = re.sub(r"^((module|_orig_mod|base_model\.model)\.)+", "", name)
     return re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
 
 
 def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
-    """The same moments under the model's own names and in the order of `lora_factors(model)`.
+    """The same moments under the model's own names and in the order of `scored_layers(model)`.
 
+    Moments of a part of the model that is frozen now, and so left out of the score, are left out.
     Raises ValueError naming what is missing, left over or of another shape.
     """
     found = {normalise_name(name): name for name in moments.exp_avg}
-    wanted = {name: tuple(factor.weight.shape) for name, factor in lora_factors(model).items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in scored_parameters(model).items()}
     keys = {name: normalise_name(name) for name in wanted}
     problems = []
     if len(found) < len(moments.exp_avg):
         problems.append("two moments go by one name once the adapter's name is left out")
     if missing := [name for name, key in keys.items() if key not in found]:
         problems.append(f"no moments for {listed(missing)}")
-    if left := [name for key, name in found.items() if key not in keys.values()]:
+    known = {*keys.values(), *(normalise_name(name) for name, p in model.named_parameters() if not p.requires_grad)}
+    if left := [name for key, name in found.items() if key not in known]:
         problems.append(f"moments of {listed(left)}, which the model does not have")
     shapes = {name: tuple(moments.exp_avg[found[key]].shape) for name, key in keys.items() if key in found}
     if wrong := [name for name, shape in shapes.items() if shape != wanted[name]]:
@@ -203,8 +164,3 @@ def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
         exp_avg={name: moments.exp_avg[old] for name, old in names.items()},
         exp_avg_sq={name: moments.exp_avg_sq[old] for name, old in names.items()},
     )
-
-
-def listed(names: list[str], show: Callable[[str], str] = str) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(show(name) for name in names[:SHOWN]) or "nothing") + more

@@ -31,6 +31,15 @@ def reference_gamma(gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, mo
     return (m_new / (1 - beta1 ** (t + 1))) / ((v_new / (1 - beta2 ** (t + 1))).sqrt() + moments.eps)
 
 
+def reference_frozen_gamma(
+    gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, moments: AdamMoments
+) -> torch.Tensor:
+    """The same with the second moment left as it was after t steps."""
+    m_new = moments.betas[0] * m + (1 - moments.betas[0]) * gradient
+    v_hat = v / (1 - moments.betas[1] ** moments.step)
+    return (m_new / (1 - moments.betas[0] ** (moments.step + 1))) / (v_hat.sqrt() + moments.eps)
+
+
 def reference_scores(
     model: nn.Module,
     examples: Sequence[Example],
@@ -39,8 +48,10 @@ def reference_scores(
     *,
     momentum: bool,
     normalise: bool = True,
+    estimator: str = "adam",
 ) -> torch.Tensor:
     """[n, k] fp64: cos(w_k, Gamma(z)), or the dot product. Moments must go by the model's names (match_moments)."""
+    step = {"adam": reference_gamma, "linear": reference_frozen_gamma, "gradient": lambda g, *_: g}[estimator]
     model = copy.deepcopy(model).double().eval()
     scores = []
     for example in examples:
@@ -48,7 +59,7 @@ def reference_scores(
         parts = []
         for name, g in gradient.items():
             m = moments.exp_avg[name].double() if momentum else torch.zeros_like(g)
-            parts.append(reference_gamma(g, m, moments.exp_avg_sq[name].double(), moments).flatten())
+            parts.append(step(g, m, moments.exp_avg_sq[name].double(), moments).flatten())
         gamma = torch.cat(parts)
         products = directions.double() @ gamma
         if normalise:

@@ -73,5 +73,4 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Eager attention with bf16 autocast is twice as fast as sdpa or fp32 at this size on a CPU.
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")

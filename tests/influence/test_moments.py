@@ -4,15 +4,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import LEARNING_RATE, build_lora_model, draw_examples, warm_up
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
+from rubric_influence.influence.layers import scored_layers
 from rubric_influence.influence.moments import (
     AdamMoments,
     capture_moments,
     load_moments,
-    lora_factors,
     match_moments,
     normalise_name,
     save_moments,
@@ -95,7 +95,7 @@ def test_saved_moments_fit_the_adapter_that_peft_saved_and_loaded(warmed, tokeni
     base = build_lora_model(tokenizer, model.get_base_model().config.model_type).unload()
     loaded = PeftModel.from_pretrained(base, tmp_path, adapter_name="warmup", is_trainable=False)
     matched = match_moments(load_moments(tmp_path / "moments.safetensors"), loaded)
-    assert list(matched.exp_avg) == list(lora_factors(loaded))
+    assert list(matched.exp_avg) == list(scored_layers(loaded))
     for name, tensor in matched.exp_avg.items():
         assert torch.equal(tensor, moments.exp_avg[name.replace(".warmup.", ".default.")])
 
@@ -111,12 +111,6 @@ def test_saved_moments_fit_the_adapter_that_peft_saved_and_loaded(warmed, tokeni
 )
 def test_names_that_differ_by_wrapper_or_adapter_alone_are_one(name):
     assert normalise_name(name) == "model.layers.0.self_attn.q_proj.lora_A.weight"
-
-
-def test_factors_are_the_models_trainable_parameters(warmed):
-    model, _, _ = warmed
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert {name: id(f.weight) for name, f in lora_factors(model).items()} == {n: id(p) for n, p in trainable.items()}
 
 
 @pytest.mark.parametrize(
@@ -200,31 +194,3 @@ def test_file_that_holds_no_moments_is_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(ValueError, match="text.safetensors holds no Adam moments"):
         load_moments(tmp_path / "text.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        (dict(use_dora=True), "lora_magnitude_vector.default"),
-        (dict(lora_bias=True), "lora_B.default"),
-        (dict(modules_to_save=["lm_head"]), "lm_head.modules_to_save.default.weight"),
-    ],
-)
-def test_adapter_with_more_than_lora_factors_is_refused(tokenizer, options, part):
-    base = build_lora_model(tokenizer, "llama").unload()
-    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], **options))
-    with pytest.raises(ValueError, match=f"{part}.* adapted or trainable too; fine-tune with plain LoRA"):
-        lora_factors(model)
-
-
-def test_model_without_lora_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="LlamaForCausalLM has no LoRA layer; load the warm-up's adapter"):
-        lora_factors(build_lora_model(tokenizer, "llama").unload())
-
-
-def test_two_active_adapters_are_refused(tokenizer):
-    model = build_lora_model(tokenizer, "llama")
-    model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
-    model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(ValueError, match=r"are \['default', 'other'\]; activate one"):
-        lora_factors(model)

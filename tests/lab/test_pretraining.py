@@ -8,8 +8,8 @@ import torch
 from transformers import set_seed
 
 from rubric_influence.config import ModelSpec
-from rubric_influence.influence.exact import sample_losses
 from rubric_influence.influence.examples import collate, encode
+from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.lab import pretraining
 from rubric_influence.lab.models import build_model, build_tokenizer
 from rubric_influence.lab.pretraining import Examples, draw_example, pretrain

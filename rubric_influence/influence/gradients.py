@@ -1,0 +1,159 @@
+"""The gradients of many samples at once, layer by layer, at the price of one backward and without storing any.
+
+The samples of a batch meet nowhere in the model, so one backward of the SUM of their losses holds every sample's
+gradient. Hooks on each scored layer keep its input x [b, s, i] and receive its output's gradient dy [b, s, o]; the
+samples' weight gradients G = einsum('bso,bsi->boi', dy, x) are formed, used and freed layer by layer. The layers'
+weights require no gradient meanwhile, which saves the summed weight gradients that nobody needs.
+
+A sample's loss is the mean over its labelled tokens, so neither batch nor padding matters to its gradient.
+
+Shapes: b samples in a batch, s tokens, n samples, d scored parameters, flat in the order of `scored_layers(model)`.
+Gradients are fp32 whatever the model's dtype.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from rubric_influence.influence.examples import IGNORED, Example, collate
+from rubric_influence.influence.layers import count_parameters, device_of, listed, scored_layers
+
+Visit = Callable[[torch.Tensor, slice, torch.Tensor], None]
+
+
+def sample_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Each sample's mean loss over its labelled tokens, [b], fp32, in nats."""
+    targets = batch["labels"][:, 1:]
+    labelled = targets != IGNORED
+    columns = labelled.any(dim=0).nonzero().squeeze(1)  # logits are needed only where some sample has a label
+    device = next(model.parameters()).device
+    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
+    logits = model(**inputs, logits_to_keep=columns.to(device), use_cache=False).logits
+    targets = targets[:, columns].to(device)
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets).sum(dim=1) / labelled.sum(dim=1).to(device)
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices of samples by batch: samples of like length together, the longest first, within a budget of tokens.
+
+    A batch holds as many samples as fit when each is padded to the longest: count * longest <= batch_tokens. Longest
+    first, memory runs out at once or never. A sample longer than the budget is a batch of its own.
+
+    Raises ValueError if batch_tokens is below 1.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}; give at least 1")
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+@contextmanager
+def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Yields `backward(losses)`, which calls `visit(span, G)` once a parameter, G [b, span] the samples' gradients.
+
+    `span` is the parameter's place in a flat gradient; the losses [b] are of one forward made while this is open. The
+    model is in eval mode (no dropout) and its weights require no gradient; both are put back on leaving, whatever
+    happened.
+
+    Raises ValueError if a layer was used twice in the forward or on other than [batch, tokens, features], RuntimeError
+    if one was not used at all.
+    """
+    layers = scored_layers(model)
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    used: set[str] = set()
+
+    def tap(name: str, span: slice) -> Callable:
+        def on_forward(module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            x = inputs[0].detach()
+            if x.dim() != 3 or name in used:
+                raise ValueError(
+                    f"{name} was given an input of shape {list(x.shape)}{' again' if name in used else ''}; expected "
+                    "[batch, tokens, features] once a forward (mixtures of experts and shared layers are not supported)"
+                )
+            used.add(name)
+            if not output.requires_grad:  # the first layer: nothing before it needs a gradient
+                output.requires_grad_()
+
+            def on_backward(dy: torch.Tensor) -> None:
+                with torch.autocast(dy.device.type, enabled=False):
+                    if name.endswith("bias"):
+                        visit(span, dy.float().sum(dim=1))
+                    else:
+                        visit(span, torch.bmm(dy.float().transpose(1, 2), x.float()).flatten(1))
+
+            output.register_hook(on_backward)
+
+        return on_forward
+
+    def backward(losses: torch.Tensor) -> None:
+        if unused := [name for name in layers if name not in used]:
+            raise RuntimeError(f"{listed(unused)} took no part in the loss; unmerge and enable the adapter first")
+        used.clear()
+        losses.sum().backward()
+
+    handles = []
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        start = 0
+        for name, layer in layers.items():
+            span = slice(start, start + layer.get_parameter(name.rpartition(".")[2]).numel())
+            handles.append(layer.register_forward_hook(tap(name, span)))
+            start = span.stop
+        with torch.enable_grad():
+            yield backward
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def sweep_gradients(model: nn.Module, examples: Sequence[Example], batch_tokens: int, visit: Visit) -> None:
+    """Call `visit(rows, span, G)` for every batch and parameter: G [b, span], the gradients of examples `rows` [b].
+
+    G is the visitor's to change.
+    """
+    rows = torch.tensor([], dtype=torch.long)
+    device = device_of(model)
+    batches = plan_batches([len(example.input_ids) for example in examples], batch_tokens)
+    with tapped(model, lambda span, gradients: visit(rows, span, gradients)) as backward:
+        for chosen in batches:
+            rows = torch.tensor(chosen, device=device)  # once a batch: each index made from a list makes a GPU wait
+            batch = collate([examples[row] for row in chosen], pad_token_id=0)  # any id: it is masked
+            backward(sample_losses(model, batch))
+
+
+def example_gradients(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> torch.Tensor:
+    """The gradient of each example's loss, [n, d], fp32, on the CPU: for few examples (4*n*d bytes)."""
+    out = torch.zeros(len(examples), count_parameters(model))
+
+    def visit(rows: torch.Tensor, span: slice, gradients: torch.Tensor) -> None:
+        out[rows.cpu(), span] = gradients.cpu()
+
+    sweep_gradients(model, examples, batch_tokens, visit)
+    refuse_non_finite(out, "gradient")
+    return out
+
+
+def refuse_non_finite(values: torch.Tensor, what: str) -> None:
+    bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{what} {bad[0]} is not finite ({len(bad)} of {len(values)} are not); look at its text and at the model "
+            "(float16 overflows: use bfloat16 or float32)"
+        )

@@ -1,0 +1,104 @@
+"""Which parameters influence is computed over: the active LoRA adapter's factors, or else the trainable linear layers.
+
+Everything flat in this package (gradients, directions, moments) is laid out in the order of `scored_layers(model)`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+SHOWN = 3  # names in an error message
+
+
+def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Parameter name -> the linear layer that owns it, in the order of model.named_modules().
+
+    A model with LoRA layers is scored over its active adapter's factors, whether or not they require a gradient:
+    lora_A [r, in] and lora_B [out, r]. A model without is scored over the parameters that require one: weights
+    [out, in] and biases [out] of its linear layers. To leave a part of it out of the score, freeze it.
+
+    Raises ValueError where a score would silently be another model's: more than one active adapter; parameters in the
+    adapter, or trainable, that are not of a plain linear layer (DoRA, LoRA biases, modules_to_save, embeddings, norms,
+    convolutions) or are tied to another layer's; nothing trainable at all.
+    """
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        return lora_factors(model)
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    layers: dict[str, nn.Linear] = {}
+    others = []
+    for path, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                name = f"{path}.{part}" if path else part
+                if isinstance(module, nn.Linear) and owners[id(parameter)] == 1:
+                    layers[name] = module
+                else:
+                    others.append(name)
+    if others:
+        raise ValueError(
+            f"influence is computed over linear layers, but {listed(others)} are trainable too and are not of one, or "
+            "are tied to another layer; to leave them out of the score, freeze them: parameter.requires_grad_(False)"
+        )
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no LoRA layer and nothing in it is trainable; load the warm-up's adapter with "
+            "peft, or let the linear layers to be scored require gradients"
+        )
+    return layers
+
+
+def lora_factors(model: nn.Module) -> dict[str, nn.Linear]:
+    """`scored_layers` of a model with LoRA: its active adapter's factors by the name of their weight."""
+    factors: dict[str, nn.Linear] = {}
+    others: list[str] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if len(layer.active_adapters) != 1:
+            raise ValueError(
+                f"active adapters of {name} are {list(layer.active_adapters)}; activate one: model.set_adapter(name)"
+            )
+        adapter = layer.active_adapters[0]
+        for part in layer.adapter_layer_names:
+            if adapter not in (held := getattr(layer, part, {})):
+                continue
+            factor = held[adapter]
+            if type(factor) is nn.Linear and factor.bias is None:
+                factors[f"{name}.{part}.{adapter}.weight"] = factor
+            else:
+                others.append(f"{name}.{part}.{adapter}")
+    known = {id(factor.weight) for factor in factors.values()}
+    others += [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if others:
+        raise ValueError(
+            f"influence is computed over LoRA factors of linear layers, but {listed(others)} are adapted or trainable "
+            "too; fine-tune with plain LoRA (no DoRA, bias or modules_to_save) on linear layers"
+        )
+    return factors
+
+
+def scored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameter name -> parameter, of `scored_layers(model)`."""
+    return {name: layer.get_parameter(name.rpartition(".")[2]) for name, layer in scored_layers(model).items()}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """d, the length of a flat gradient."""
+    return sum(parameter.numel() for parameter in scored_parameters(model).values())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(iter(scored_parameters(model).values())).device
+
+
+def flatten(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[d], fp32, in the mapping's order, which for matched moments and scored parameters is that of `scored_layers`."""
+    return torch.cat([tensor.detach().flatten().float() for tensor in tensors.values()])
+
+
+def listed(names: list[str], show: Callable[[str], str] = str) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(show(name) for name in names[:SHOWN]) or "nothing") + more

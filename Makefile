@@ -2,10 +2,11 @@
 # make test    run the tests
 # make lab     open JupyterLab on the notebooks
 # make lint    check the style
+# make setup-peers   install what benchmarks/influence compares with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
 # Another interpreter: make repro PYTHON=/path/to/python3.12
-.PHONY: repro test lab lint lock
+.PHONY: repro test lab lint lock setup-peers
 SHELL := /bin/bash
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -52,6 +53,18 @@ lint: .venv/test.done
 .venv/%.done: requirements/%.txt .venv/core.done
 	@echo "Installing requirements/$*.txt"
 	@set -o pipefail; $(PIP) -r requirements/$*.txt $(BRIEFLY)
+	@touch $@
+
+# An environment of the peers' own on top of .venv, without the CUDA packages and torch companions that they ask for.
+setup-peers: .venv-peers/done
+.venv-peers/done: requirements/peers.txt .venv/core.done
+	@echo "Installing requirements/peers.txt into .venv-peers"
+	@.venv/bin/python -m venv --clear --without-pip .venv-peers
+	@echo '*' > .venv-peers/.gitignore
+	@set -o pipefail; .venv/bin/python -m pip --python .venv-peers/bin/python --disable-pip-version-check install \
+	  --no-deps -r requirements/peers.txt $(BRIEFLY)
+	@for p in .venv .venv-peers; do $$p/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"; done \
+	  | { read pinned; read own; echo "$$pinned" > "$$own/pinned.pth"; }
 	@touch $@
 
 # The extras are resolved together, so that each can be added to the core. torch pins its CUDA libraries itself.

@@ -1,0 +1,1 @@
+"""The exact influence scorer against batch-1 autograd, random projection and installable peers."""

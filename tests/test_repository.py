@@ -26,7 +26,8 @@ PACKAGE = "rubric_influence"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LARGEST_FILE = 8 * 2**20  # bytes
-UNDECLARED = {PACKAGE, "tests", "benchmarks", "clones", "conftest", "flash_attn"}  # the last: its import is guarded
+OWN = {PACKAGE, "tests", "benchmarks", "clones", "conftest"}
+UNDECLARED = OWN | {"flash_attn", "trak"}  # its import is guarded; the module of traker, which is not installed here
 
 
 def list_files() -> list[Path]:

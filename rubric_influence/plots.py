@@ -32,6 +32,26 @@ def plot_influence(scores: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_pools(scores: pd.DataFrame, columns: dict[str, str]) -> Figure:
+    """How a score is spread within each pool of samples, a panel a score: a dot a sample, a bar the pool's mean.
+
+    `scores` has a column `pool` and those that `columns` names, with their axes' labels; a pool without a score is
+    left out of its panel.
+    """
+    figure, panels = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 3), layout="constrained", squeeze=False)
+    for axes, (column, label) in zip(panels[0], columns.items(), strict=True):
+        pools = scores.dropna(subset=column).groupby("pool", sort=False)[column]
+        for place, (_, values) in enumerate(pools):
+            heights = place + 0.5 * (values.rank(method="first") % 5 / 4 - 0.5)  # spread out what would overlap
+            axes.scatter(values, heights, s=10, alpha=0.6, color=BLUE, edgecolors="none")
+            axes.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color=ORANGE, linewidth=2)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.set_yticks(range(len(pools)), list(pools.groups))
+        axes.invert_yaxis()
+        axes.set(xlabel=label)
+    return figure
+
+
 def plot_training(log: pd.DataFrame) -> Figure:
     """Influence by step, optimised and guard, and how far rubrics stay valid and distinct; mean over seeds.
 

@@ -162,6 +162,18 @@ class Influence(Section):
         return self
 
 
+class Gate(Section):
+    """Whether influence predicts what training gains, found out before RL spends on it (stages.gate)."""
+
+    sets: Annotated[int, Field(ge=8)] = 32  # random sets of pairs, each trained on by itself; for every seed
+    set_size: Count = 16
+    epochs: Count = 4
+    batch_size: Count = 16
+    learning_rate: Positive
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.0  # the rank correlation's 95 % interval must lie above it
+    override: bool = False  # go on where it does not
+
+
 class RubricRL(Section):
     """GRPO on the rubric generator (rubric_influence.rl)."""
 
@@ -203,6 +215,7 @@ class Config(Section):
     lora: Lora
     warmup: Warmup
     influence: Influence
+    gate: Gate
     rl: RubricRL
     finetuning: FineTuning
     evaluation: Evaluation

@@ -136,12 +136,25 @@ def check_combinations(config: Config, size: Size) -> None:
             f"rl.vllm is {config.rl.vllm!r}, but with synthesis.constrained rubrics are not sampled by it; set rl.vllm "
             "to off or synthesis.constrained to false"
         )
+    pool = measure_pool(config, size)
+    if pool < 2 * config.gate.set_size:
+        problems.append(
+            f"gate.set_size ({config.gate.set_size}) is over half of the {pool:.0f} initial pairs that a seed's gate "
+            "draws from; lower it, raise budget.initial_pairs or lower warmup.fraction"
+        )
     if config.warmup.checkpoints > config.warmup.epochs:
         problems.append(
             f"warmup.checkpoints ({config.warmup.checkpoints}) exceeds warmup.epochs ({config.warmup.epochs}); lower it"
         )
     if problems:
         raise ValueError("\n  ".join(["these parameters do not go together:", *problems]))
+
+
+def measure_pool(config: Config, size: Size) -> float:
+    """How many initial pairs of a seed the gate draws from: what the warm-up leaves, or else all."""
+    first = size.documents * config.budget.initial_pairs
+    left = first - np.maximum(1, np.round(config.warmup.fraction * first))
+    return first if left == 0 else left
 
 
 def build_trainer_arguments(config: Config) -> None:
@@ -185,11 +198,20 @@ def plan_stages(config: Config, size: Size) -> dict[str, dict[str, float]]:
     trained = synthesise(rollouts, answered)
     trained |= dict(scored=answered * seeds, steps=config.rl.steps * seeds, batch=batch)
     trained["tokens"] += (rollouts * ask_rubric + answered * judge * config.warmup.checkpoints) * seeds
-    scored = first * seeds
+    scored, gate = first * seeds, config.gate
+    sets = gate.sets * seeds
+    retrained = gate.set_size * gate.epochs
     stages = {
         "initial": synthesise(first, first),
         "warmup": train(chosen, config.warmup),
         "influence": dict(scored=scored, tokens=scored * judge * config.warmup.checkpoints),
+        "gate": dict(
+            pairs=sets * gate.set_size,
+            prompts=sets * size.exam["guard"],
+            steps=sets * np.ceil(gate.set_size / gate.batch_size) * gate.epochs,
+            batch=gate.batch_size,
+            tokens=sets * judge * (retrained + size.exam["guard"]),
+        ),
         "generators": trained,
     }
     for arm in list_arms(config):

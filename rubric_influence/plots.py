@@ -21,11 +21,11 @@ def plot_influence(scores: pd.DataFrame) -> Figure:
     """How influence is spread over pairs, and that of the guard set's direction against the validation set's."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for seed, rows in scores.groupby("seed"):
-        left.hist(rows["influence"], bins=30, histtype="step", label=f"seed {seed}")
+        left.hist(rows["validation"], bins=30, histtype="step", label=f"seed {seed}")
     left.axvline(0, color=GREY, linewidth=1)
-    left.set(xlabel="influence (mean cosine)", ylabel="pairs")
+    left.set(xlabel="influence (cosine)", ylabel="pairs")
     left.legend(frameon=False)
-    right.scatter(scores["influence"], scores["guard"], s=6, alpha=0.5, color=BLUE, edgecolors="none")
+    right.scatter(scores["validation"], scores["guard"], s=6, alpha=0.5, color=BLUE, edgecolors="none")
     right.axhline(0, color=GREY, linewidth=1)
     right.axvline(0, color=GREY, linewidth=1)
     right.set(xlabel="influence on validation questions", ylabel="influence on guard questions")
@@ -52,6 +52,19 @@ def plot_pools(scores: pd.DataFrame, columns: dict[str, str]) -> Figure:
     return figure
 
 
+def plot_gate(sets: pd.DataFrame, predictors: dict[str, str]) -> Figure:
+    """What each set of pairs gained against what was predicted, a panel a predictor, a colour a seed."""
+    figure, panels = plt.subplots(1, len(predictors), figsize=(4.5 * len(predictors), 3.2), layout="constrained")
+    for axes, (column, label) in zip(panels, predictors.items(), strict=True):
+        for place, (seed, rows) in enumerate(sets.groupby("seed")):
+            color = plt.cm.viridis(0.1 + 0.75 * place / sets["seed"].nunique())
+            axes.scatter(rows[column], rows["gain"], s=12, alpha=0.7, color=color, edgecolors="none", label=seed)
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set(xlabel=f"mean {label} of a set", ylabel="gain (nats a token)")
+    panels[0].legend(frameon=False, title="seed")
+    return figure
+
+
 def plot_training(log: pd.DataFrame) -> Figure:
     """Influence by step, optimised and guard, and how far rubrics stay valid and distinct; mean over seeds.
 
@@ -65,7 +78,7 @@ def plot_training(log: pd.DataFrame) -> Figure:
     left.plot(mean.index, mean["influence"], color=BLUE, label="validation (rewarded)")
     left.plot(mean.index, mean["guard_influence"], color=ORANGE, label="guard (never rewarded)")
     left.axhline(0, color=GREY, linewidth=1)
-    left.set(xlabel="step", ylabel="influence (mean cosine)")
+    left.set(xlabel="step", ylabel="influence (cosine)")
     left.legend(frameon=False)
     right.plot(mean.index, mean["valid"], color=BLUE, label="valid")
     right.plot(mean.index, mean["distinct_rubrics"], color=ORANGE, label="distinct wordings")

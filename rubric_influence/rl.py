@@ -24,7 +24,8 @@ from rubric_influence.records import Document
 from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
 from rubric_influence.sft import build_lora, find_whole_checkpoint
 
-# Questions and answers -> influence [pairs, directions]. The last direction is the guard's: logged, never optimised.
+# Questions and answers -> influence [pairs, directions], as scoring.TargetScorer: along all validation questions first,
+# then along groups of them, if any; last the guard's, which is logged and never optimised.
 Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
 
 
@@ -50,19 +51,20 @@ class RubricReward:
             text = written if problem else rubric
             rows.append({"step": step, "document_id": document, "rubric": text, "problem": problem, "pairs": []})
         self.ask_teacher(rows, step)
-        influence_nk, guard_n, valid_n = self.score_rows(rows)
-        settings = self.config.rl
-        if settings.reward == "influence":
-            reward_n = reward_influence(influence_nk, valid_n, settings.invalid_penalty)
+        scores_nk, valid_n = self.score_rows(rows)
+        influence_n, guard_n = scores_nk[:, 0], scores_nk[:, -1]
+        penalty = self.config.rl.invalid_penalty
+        if self.config.rl.reward == "influence":
+            reward_n = reward_influence(scores_nk[:, :1], valid_n, penalty)
         else:
-            reward_n, self.earned = reward_set_influence(influence_nk, valid_n, self.earned, settings.invalid_penalty)
+            reward_n, self.earned = reward_set_influence(select_groups(scores_nk), valid_n, self.earned, penalty)
         rewards = reward_n.tolist()
         for row, reward in zip(rows, rewards, strict=True):
             row["reward"] = reward
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         log_metric("valid", valid_n.float().mean().item())
-        log_metric("influence", influence_nk[valid_n].mean().item() if valid_n.any() else 0.0)
+        log_metric("influence", influence_n[valid_n].mean().item() if valid_n.any() else 0.0)
         log_metric("guard_influence", guard_n[valid_n].mean().item() if valid_n.any() else 0.0)
         log_metric("distinct_rubrics", len({row["rubric"] for row in rows}) / len(rows))
         return rewards
@@ -87,8 +89,8 @@ class RubricReward:
             else:
                 row["pairs"].append({"question": question, "answer": answer, "problem": ""})
 
-    def score_rows(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Influence [n, k], guard influence [n] and validity [n] of every row, over the mean of its valid pairs."""
+    def score_rows(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores [n, directions] of every row, the mean of its valid pairs', and whether it has any, [n]."""
         valid = [pair for row in rows for pair in row["pairs"] if not pair["problem"]]
         if valid:
             scores = self.score([(pair["question"], pair["answer"]) for pair in valid])
@@ -97,7 +99,7 @@ class RubricReward:
         means = [average_influence(row) for row in rows]
         nothing = torch.zeros(scores.shape[1] if valid else 2)
         mean_nk = torch.stack([nothing if mean is None else mean for mean in means])
-        return mean_nk[:, :-1], mean_nk[:, -1], torch.tensor([mean is not None for mean in means])
+        return mean_nk, torch.tensor([mean is not None for mean in means])
 
     def rewind(self, step: int) -> None:
         """Forget what was logged from `step` on, and earn again what came before: what a resumed run needs."""
@@ -110,12 +112,18 @@ class RubricReward:
         if self.config.rl.reward == "set_influence":
             for number in range(step):
                 means = [average_influence(row) for row in rows if row["step"] == number]
-                if valid := [mean[:-1] for mean in means if mean is not None]:
-                    self.earned = self.earned.update(torch.stack(valid), torch.ones(len(valid), dtype=torch.bool))
+                if valid := [mean for mean in means if mean is not None]:
+                    groups_nk = select_groups(torch.stack(valid))
+                    self.earned = self.earned.update(groups_nk, torch.ones(len(valid), dtype=torch.bool))
+
+
+def select_groups(scores_nk: torch.Tensor) -> torch.Tensor:
+    """The directions that a set-level reward is over: topics or clusters, or where there are none all validation."""
+    return scores_nk[:, 1:-1] if scores_nk.shape[1] > 2 else scores_nk[:, :1]
 
 
 def average_influence(row: dict) -> torch.Tensor | None:
-    """The mean of a trajectory's valid pairs by direction, the guard's last; None if it has none."""
+    """The mean of a trajectory's valid pairs by direction; None if it has none."""
     scores = [pair["influence"] for pair in row["pairs"] if not pair["problem"]]
     return torch.tensor(scores).mean(dim=0) if scores else None
 

@@ -81,6 +81,7 @@ def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
         weight_decay=settings.weight_decay,
         max_grad_norm=1.0,
         max_length=settings.max_tokens,
+        train_sampling_strategy="group_by_length",  # batches of like length: less padding to compute
         completion_only_loss=True,
         gradient_checkpointing=torch.cuda.is_available(),
         bf16=torch.cuda.is_available(),  # CPUs without bf16 units are twenty times slower at it

@@ -41,6 +41,7 @@ VALUES = {
     "lora": {"r": 1, "alpha": 1},
     "warmup": TRAINING,
     "influence": {"momentum": False, "batch_tokens": 1, "directions": "mean"},
+    "gate": {"learning_rate": 0.5},
     "rl": {"steps": 1, "documents_per_step": 1, "group_size": 2, "learning_rate": 0.5, "reward": "influence"},
     "finetuning": TRAINING,
     "evaluation": {"batch_size": 1},

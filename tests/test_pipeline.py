@@ -15,11 +15,23 @@ SMALL = {
     "budget": {"initial_pairs": 2, "final_pairs": 2},
     "warmup": {"epochs": 3},
     "influence": {"clusters": 3},
+    "gate": {"sets": 8, "set_size": 3, "epochs": 1, "override": True},  # too few pairs for a verdict
     "rl": {"steps": 2, "documents_per_step": 4, "group_size": 4, "save_every": 1},
     "finetuning": {"epochs": 2},
     "evaluation": {"bootstrap": 200},
 }
-STAGES = ["corpus", "initial", "warmup", "influence", "generators", "final", "finetuning", "evaluation", "report"]
+STAGES = [
+    "corpus",
+    "initial",
+    "warmup",
+    "influence",
+    "gate",
+    "generators",
+    "final",
+    "finetuning",
+    "evaluation",
+    "report",
+]
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +76,7 @@ def test_results_can_be_printed_and_shown_by_dvc(project: Path):
 
 
 def test_executed_notebooks_show_figures_and_no_progress(project: Path):
-    for name in ("03_warmup", "04_influence", "05_generators", "08_evaluation", "09_report"):
+    for name in ("03_warmup", "04_influence", "05_gate", "06_generators", "09_evaluation", "10_report"):
         notebook = json.loads((project / f"reports/{name}.ipynb").read_text())
         outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
         assert any("image/png" in output.get("data", {}) for output in outputs), name
@@ -75,6 +87,19 @@ def test_a_second_run_runs_nothing(project: Path):
     result = run_command(["dvc", "repro"], project)
     assert result.returncode == 0 and list_run_stages(result.stdout) == []
     assert "up to date" in result.stdout
+
+
+def test_a_gate_that_is_not_passed_stops_the_run_before_rl_and_says_why(project: Path):
+    before = (project / "params.yaml").read_text()
+    set_params(project, "params.yaml", {"gate": {"threshold": 1.0, "override": False}})
+    result = run_command(["dvc", "repro"], project)
+    (project / "params.yaml").write_text(before)
+    assert result.returncode != 0 and list_run_stages(result.stdout) == ["gate"]
+    said = result.stdout + result.stderr
+    assert "the reward does not predict gain" in said and "set gate.override: true" in said
+    assert json.loads((project / "metrics/gate.json").read_text())["passed"] is False
+    again = run_command(["dvc", "repro"], project)
+    assert again.returncode == 0 and set(list_run_stages(again.stdout)) <= {"gate"}
 
 
 def test_a_stage_that_runs_again_writes_the_same_bytes(project: Path):

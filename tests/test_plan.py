@@ -19,6 +19,7 @@ SMALL = {
     "synthesis": {"max_prompt_tokens": 200, "max_rubric_tokens": 32, "max_pair_tokens": 64},
     "warmup": {"fraction": 0.5, "epochs": 3, "batch_size": 4, "max_tokens": 128, "checkpoints": 2},
     "influence": {"clusters": 6},
+    "gate": {"sets": 8, "set_size": 5, "epochs": 2, "batch_size": 3},
     "rl": {"steps": 7, "documents_per_step": 4, "group_size": 3, "pairs_per_rubric": 2},
     "finetuning": {"epochs": 2, "batch_size": 16, "max_tokens": 100},
 }
@@ -37,6 +38,9 @@ def test_figures_are_those_counted_by_hand(configure):
     # Half of 30 pairs in batches of 4 are 4 steps an epoch.
     assert stages["warmup"] == dict(pairs=30, steps=2 * 4 * 3, batch=4, tokens=2 * 15 * 3 * 128)
     assert stages["influence"] == dict(scored=60, tokens=2 * 30 * 128 * 2)
+    # 8 sets of 5 pairs, each trained on twice in batches of 3 and 2, then asked the guard's 3 x 4 x 2 questions.
+    tokens = 2 * 8 * 128 * (5 * 2 + 24)
+    assert stages["gate"] == dict(pairs=80, prompts=2 * 8 * 24, steps=2 * 8 * 2 * 2, batch=3, tokens=tokens)
     # 7 steps of 4 x 3 rubrics, each trained on once more, and 2 pairs for each, scored at 2 checkpoints.
     tokens = 2 * (84 * 232 + 168 * 296 + 84 * 232 + 168 * 128 * 2)
     generators = dict(rubrics=168, pairs=336, prompts=504, scored=336, steps=14, batch=12, tokens=tokens)
@@ -55,6 +59,7 @@ def test_figures_are_those_counted_by_hand(configure):
     [
         ({"influence": {"clusters": 25}}, r"influence.clusters \(25\) exceeds the 24 validation questions"),
         ({"rl": {"documents_per_step": 11}}, r"rl.documents_per_step \(11\) exceeds the 10 documents"),
+        ({"gate": {"set_size": 8}}, r"gate.set_size \(8\) is over half of the 15 initial pairs"),
         ({"warmup": {"checkpoints": 4}}, r"warmup.checkpoints \(4\) exceeds warmup.epochs \(3\)"),
         ({"rl": {"vllm": "colocate"}, "synthesis": {"constrained": True}}, "rl.vllm is 'colocate'"),
         ({"synthesis": {"max_prompt_tokens": 10_000}}, r"models.rubric_generator: .* exceed the 512 positions"),

@@ -18,7 +18,7 @@ def test_a_profile_loads_and_every_stage_is_planned(path: Path, monkeypatch: pyt
     config = load_config(path)
     plan = make_plan(config)
     stages = {name.partition(":")[0] for name in plan.stages}
-    assert stages == {"initial", "warmup", "influence", "generators", "final", "finetuning", "evaluation"}
+    assert stages == {"initial", "warmup", "influence", "gate", "generators", "final", "finetuning", "evaluation"}
     for arm in list_arms(config):
         assert {f"final: {arm}", f"finetuning: {arm}"} <= plan.stages.keys()
     assert plan.stages["generators"]["steps"] == config.rl.steps * len(config.seeds)

@@ -38,8 +38,13 @@ def write_pair(answer):
     return json.dumps({"question": f"what is {answer} ?", "answer": answer})
 
 
-# Influence along two validation directions and the guard's, by answer.
-INFLUENCE = {"a": [0.4, 0.0, 0.1], "b": [0.2, 0.2, -0.1], "c": [0.0, 0.6, 0.3], "d": [0.1234567, -0.3, 0.0]}
+# Influence along all validation questions, along two groups of them, and the guard's, by answer.
+INFLUENCE = {
+    "a": [0.3, 0.4, 0.0, 0.1],
+    "b": [0.2, 0.2, 0.2, -0.1],
+    "c": [0.5, 0.0, 0.6, 0.3],
+    "d": [0.1234567, -0.3, 0.1, 0.0],
+}
 
 
 def score(pairs):
@@ -78,16 +83,16 @@ def test_a_rubric_gets_its_pairs_influence_and_an_invalid_one_the_penalty(plain,
     metrics = {}
     reward = make_reward(plain, tmp_path / "log", [write_pair("a"), write_pair("b")])
     rewards = call(reward, [GOOD, *malformed, GOOD], 0, metrics)
-    # (0.4 + 0.0) / 2, three penalties, (0.2 + 0.2) / 2; the guard's column counts for nothing.
-    assert rewards == pytest.approx([0.2, -0.1, -0.1, -0.1, 0.2])
-    assert metrics == pytest.approx(dict(valid=0.4, influence=0.2, guard_influence=0.0, distinct_rubrics=0.8))
+    # Influence along all validation questions, and three penalties; groups and guard count for nothing.
+    assert rewards == pytest.approx([0.3, -0.1, -0.1, -0.1, 0.2])
+    assert metrics == pytest.approx(dict(valid=0.4, influence=0.25, guard_influence=0.0, distinct_rubrics=0.8))
     asked = "document : velomab is a drug . rubric : ask a short answer question pair :"
     assert reward.teacher.asked == [asked, asked]  # nothing is asked for an invalid rubric
 
 
 def test_a_rubric_whose_pairs_cannot_be_used_gets_the_penalty(plain, tmp_path):
     assert call(make_reward(plain, tmp_path / "log", ["no pair", write_pair("a")]), [GOOD, GOOD], 0) == pytest.approx(
-        [-0.1, 0.2]
+        [-0.1, 0.3]
     )
 
 
@@ -103,7 +108,7 @@ def test_several_pairs_of_a_rubric_are_averaged_over_the_valid_ones(lab_config, 
     config = lab_config({"rl": {"reward": "influence", "pairs_per_rubric": 3}})
     texts = [write_pair("a"), "no pair", write_pair("c"), write_pair("b"), write_pair("b"), write_pair("b")]
     rewards = call(make_reward(config, tmp_path / "log", texts), [GOOD, GOOD], 0)
-    assert rewards == pytest.approx([(0.2 + 0.3) / 2, 0.2])
+    assert rewards == pytest.approx([(0.3 + 0.5) / 2, 0.2])
 
 
 def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
@@ -125,7 +130,7 @@ def test_trajectories_hold_what_led_to_every_reward(plain, tmp_path):
     good, invalid, no_pair = rows
     assert (good["rubric"], good["problem"]) == ("ask a short answer question", "")
     (pair,) = good["pairs"]
-    assert pair == {"question": "what is d ?", "answer": "d", "problem": "", "influence": [0.123457, -0.3, 0.0]}
+    assert pair == {"question": "what is d ?", "answer": "d", "problem": "", "influence": [0.123457, -0.3, 0.1, 0.0]}
     assert (invalid["rubric"], invalid["problem"], invalid["pairs"]) == ("no rubric", "no JSON object", [])
     assert no_pair["pairs"] == [{"question": "", "answer": "", "problem": "no JSON object", "raw": "no pair"}]
 
@@ -233,11 +238,11 @@ def test_training_keeps_every_rubric_pair_and_reward(undisturbed, config, lab):
     for step in range(3):
         batch = [row for row in rows if row["step"] == step]
         valid_n = torch.tensor([any(not p["problem"] for p in row["pairs"]) for row in batch])
-        influence_nk = torch.zeros(8, len(scorer.names) - 1)
+        influence_nk = torch.zeros(8, len(scorer.names) - 2)
         for place, row in enumerate(batch):
             for pair in row["pairs"]:
                 if not pair["problem"]:
-                    influence_nk[place] = torch.tensor(pair["influence"][:-1])
+                    influence_nk[place] = torch.tensor(pair["influence"][1:-1])
         rewards, earned = reward_set_influence(influence_nk, valid_n, earned, config.rl.invalid_penalty)
         assert [row["reward"] for row in batch] == pytest.approx(rewards.tolist())
         logged = [entry for entry in log if entry.get("step") == step + 1][0]

@@ -9,7 +9,7 @@ from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
 from rubric_influence.models import load_tokenizer
-from rubric_influence.scoring import GUARD, TargetScorer
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 
 
@@ -72,8 +72,8 @@ def test_topics_scores_are_the_papers_formula_for_every_topic_and_the_guard(conf
     scorer = TargetScorer(config, warmup, exam, seed=0)
     validation = [item for item in exam if item.split == "validation"]
     topics = sorted({item.topic for item in validation})
-    assert scorer.names == [*topics, GUARD]
-    groups = [[item for item in validation if item.topic == topic] for topic in topics]
+    assert scorer.names == [VALIDATION, *topics, GUARD]
+    groups = [validation, *([item for item in validation if item.topic == topic] for topic in topics)]
     groups.append([item for item in exam if item.split == "guard"])
     expected = score_naively(config, warmup, groups, texts)
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
@@ -82,7 +82,7 @@ def test_topics_scores_are_the_papers_formula_for_every_topic_and_the_guard(conf
 def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, texts):
     config = with_directions(config, "mean")
     scorer = TargetScorer(config, warmup, exam, seed=0)
-    assert len(scorer.names) == 2 and scorer.names[-1] == GUARD
+    assert scorer.names == [VALIDATION, GUARD]
     groups = [[item for item in exam if item.split == split] for split in ("validation", "guard")]
     expected = score_naively(config, warmup, groups, texts)
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
@@ -111,8 +111,8 @@ def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup
     groups, others = (cluster_items(config, c, validation, 5) for c in list_checkpoints(tmp_path / "out"))
     assert groups != others
     scorer = TargetScorer(config, tmp_path / "out", exam, seed=0)
-    assert scorer.names == ["cluster 0", "cluster 1", "cluster 2", "cluster 3", "cluster 4", GUARD]
-    groups.append([item for item in exam if item.split == "guard"])
+    assert scorer.names == [VALIDATION, "cluster 0", "cluster 1", "cluster 2", "cluster 3", "cluster 4", GUARD]
+    groups = [validation, *groups, [item for item in exam if item.split == "guard"]]
     expected = score_naively(config, tmp_path / "out", groups, texts)
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
 

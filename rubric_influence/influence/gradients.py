@@ -86,11 +86,10 @@ def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> It
                 output.requires_grad_()
 
             def on_backward(dy: torch.Tensor) -> None:
-                with torch.autocast(dy.device.type, enabled=False):
-                    if name.endswith("bias"):
-                        visit(span, dy.float().sum(dim=1))
-                    else:
-                        visit(span, torch.bmm(dy.float().transpose(1, 2), x.float()).flatten(1))
+                if name.endswith("bias"):
+                    visit(span, dy.float().sum(dim=1))
+                else:
+                    visit(span, torch.bmm(dy.float().transpose(1, 2), x.float()).flatten(1))
 
             output.register_hook(on_backward)
 
@@ -100,7 +99,8 @@ def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> It
         if unused := [name for name in layers if name not in used]:
             raise RuntimeError(f"{listed(unused)} took no part in the loss; unmerge and enable the adapter first")
         used.clear()
-        losses.sum().backward()
+        with torch.autocast(losses.device.type, enabled=False):  # of the caller's, which would round what is visited
+            losses.sum().backward()
 
     handles = []
     try:

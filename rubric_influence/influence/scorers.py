@@ -77,13 +77,15 @@ class GradientScorer:
         self.model, self.batch_tokens, self.normalise, self.estimator = model, batch_tokens, normalise, estimator
         directions = directions.float().to(device)
         self.directions = directions / directions.norm(dim=1, keepdim=True) if normalise else directions
-        # Gamma with what no sample changes taken out: (first + a*g) / (sqrt(second + c*g^2) + eps).
+        # Gamma with what no sample changes taken out, and divided through by a = (1-b1) / (1-b1^(t+1)), so that each
+        # gradient is read as rarely as can be: (first + g) / (sqrt(second + share*g^2) + eps).
         beta1, beta2 = moments.betas
         unbias1, unbias2 = (1 - beta ** (moments.step + 1) for beta in moments.betas)
-        self.first = (flatten(moments.exp_avg) * (beta1 / unbias1)).to(device) if momentum else None
-        self.second = (flatten(moments.exp_avg_sq) * (beta2 / unbias2)).to(device)
-        self.first_share, self.second_share, self.eps = (1 - beta1) / unbias1, (1 - beta2) / unbias2, moments.eps
-        self.scale = frozen_scale(moments).to(device) if estimator == "linear" else None
+        a = (1 - beta1) / unbias1
+        self.first = (flatten(moments.exp_avg) * (beta1 / (1 - beta1))).to(device) if momentum else None
+        self.second = (flatten(moments.exp_avg_sq) * (beta2 / unbias2 / a**2)).to(device)
+        self.second_share, self.eps = (1 - beta2) / unbias2 / a**2, moments.eps / a
+        self.scale = (frozen_scale(moments) / a).to(device) if estimator == "linear" else None
 
     def gamma(self, gradients: torch.Tensor, span: slice) -> torch.Tensor:
         """Gamma of flat gradients [b, span], the formulas above, in the gradients' own memory."""
@@ -94,9 +96,7 @@ class GradientScorer:
         else:
             scale = torch.addcmul(self.second[span], gradients, gradients, value=self.second_share)
             scale = scale.sqrt_().add_(self.eps)
-        if self.first is None:
-            return gradients.mul_(self.first_share).div_(scale)
-        return torch.add(self.first[span], gradients, alpha=self.first_share, out=gradients).div_(scale)
+        return (gradients if self.first is None else gradients.add_(self.first[span])).div_(scale)
 
     def score(self, examples: Sequence[Example]) -> torch.Tensor:
         device = self.directions.device

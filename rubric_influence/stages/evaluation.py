@@ -1,4 +1,4 @@
-"""Stage 8: the exam, sat by the target as it is and after fine-tuning on every arm."""
+"""Stage 9: the exam, sat by the target as it is and after fine-tuning on every arm."""
 
 import numpy as np
 import pandas as pd

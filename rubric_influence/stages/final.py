@@ -1,4 +1,4 @@
-"""Stage 6: every arm's training set, synthesised anew at one pair budget."""
+"""Stage 7: every arm's training set, synthesised anew at one pair budget."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from rubric_influence.layout import (
 )
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import Document, ExamItem, QAPair, Rubric, read_records, write_records
-from rubric_influence.scoring import TargetScorer
+from rubric_influence.scoring import VALIDATION, TargetScorer
 from rubric_influence.synthesis import (
     count_records,
     deal_rubrics,
@@ -110,9 +110,9 @@ def synthesise_arms(
 
 
 def keep_best(pairs: Sequence[QAPair], scorer: TargetScorer, count: int) -> list[QAPair]:
-    """The `count` valid pairs with the highest mean influence over the validation directions, in their order."""
+    """The `count` valid pairs with the highest influence on the validation questions, in their order."""
     valid = keep_valid(pairs)
-    influence = scorer([(pair.question, pair.answer) for pair in valid])[:, :-1].mean(dim=1)
+    influence = scorer([(pair.question, pair.answer) for pair in valid])[:, scorer.names.index(VALIDATION)]
     best = influence.argsort(descending=True, stable=True)[:count].tolist()
     return [valid[index] for index in sorted(best)]
 

@@ -1,4 +1,4 @@
-"""Stage 7: fine-tune the target on every arm's pairs."""
+"""Stage 8: fine-tune the target on every arm's pairs."""
 
 import pandas as pd
 

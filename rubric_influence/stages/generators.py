@@ -1,4 +1,4 @@
-"""Stage 5: GRPO on the rubric generator, with influence as its reward."""
+"""Stage 6: GRPO on the rubric generator, with influence as its reward."""
 
 import pandas as pd
 
@@ -70,4 +70,4 @@ def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
 
 def summarise_log(table: pd.DataFrame) -> dict:
     """`compare_phases` for every seed, as metrics."""
-    return {f"seed-{seed}": {**compare_phases(rows).round(5).to_dict("index")} for seed, rows in table.groupby("seed")}
+    return {f"seed-{seed}": compare_phases(rows).round(5).to_dict("index") for seed, rows in table.groupby("seed")}

@@ -9,12 +9,13 @@ from rubric_influence.jobs import run_jobs
 from rubric_influence.layout import EXAM, INFLUENCE, INITIAL, METRICS, WARMUP, seed_folder
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import ExamItem, QAPair, Rubric, read_records
-from rubric_influence.scoring import GUARD, TargetScorer
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer
+from rubric_influence.stages.warmup import choose_pairs
 from rubric_influence.synthesis import keep_valid
 
 
 def score_initial_sets(config: Config) -> pd.DataFrame:
-    """One row a pair: seed, ids, rubric, question, answer, influence by direction, their mean, and the guard's.
+    """One row a pair: seed, ids, rubric, texts, whether the warm-up saw it, influence by `scoring.TargetScorer.names`.
 
     Written to data/influence by seed. metrics/influence.json has means, the share of positive scores and how the
     scores for validation and guard, which share no question, agree (Spearman).
@@ -23,9 +24,9 @@ def score_initial_sets(config: Config) -> pd.DataFrame:
     summary = {
         f"seed-{seed}": {
             "pairs": len(table),
-            "mean": round(float(table["influence"].mean()), 6),
-            "positive_share": round(float((table["influence"] > 0).mean()), 4),
-            "validation_guard_spearman": round(float(table["influence"].corr(table[GUARD], method="spearman")), 4),
+            "mean": round(float(table[VALIDATION].mean()), 6),
+            "positive_share": round(float((table[VALIDATION] > 0).mean()), 4),
+            "validation_guard_spearman": round(float(table[VALIDATION].corr(table[GUARD], method="spearman")), 4),
         }
         for seed, table in zip(config.seeds, tables, strict=True)
     }
@@ -36,6 +37,7 @@ def score_initial_sets(config: Config) -> pd.DataFrame:
 def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
     pairs = keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair))
     rubrics = {r.id: r.text for r in read_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", Rubric)}
+    trained_on = {pair.id for pair in choose_pairs(pairs, config.warmup, seed)}
     scorer = TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed)
     scores = scorer([(pair.question, pair.answer) for pair in pairs])
     origin = {
@@ -45,7 +47,7 @@ def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
         "rubric": [rubrics.get(pair.rubric_id, "") for pair in pairs],
         "question": [pair.question for pair in pairs],
         "answer": [pair.answer for pair in pairs],
-        "influence": scores[:, :-1].mean(dim=1).numpy(),
+        "in_warmup": [pair.id in trained_on for pair in pairs],
     }
     table = pd.DataFrame(origin).join(pd.DataFrame(scores.numpy(), columns=scorer.names))
     path = Path(f"{seed_folder(INFLUENCE, seed)}.parquet")
@@ -56,5 +58,5 @@ def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
 
 def tabulate_extremes(scores: pd.DataFrame, count: int) -> pd.DataFrame:
     """The pairs with the highest and the lowest influence."""
-    ranked = scores.sort_values("influence", ascending=False, kind="stable")
-    return pd.concat([ranked.head(count), ranked.tail(count)])[["influence", "rubric", "question", "answer"]]
+    ranked = scores.sort_values(VALIDATION, ascending=False, kind="stable")
+    return pd.concat([ranked.head(count), ranked.tail(count)])[[VALIDATION, "rubric", "question", "answer"]]

@@ -1,4 +1,4 @@
-"""Stage 9: what the run says, from what earlier stages wrote."""
+"""Stage 10: what the run says, from what earlier stages wrote."""
 
 import pandas as pd
 

@@ -1,10 +1,11 @@
 """Stage 3: warm up the target on initial pairs, and keep the optimizer's state that influence is measured with."""
 
 import random
+from collections.abc import Sequence
 
 import pandas as pd
 
-from rubric_influence.config import Config
+from rubric_influence.config import Config, Warmup
 from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import scratch_folder
 from rubric_influence.layout import INITIAL, WARMUP, fingerprint, seed_folder
@@ -26,10 +27,14 @@ def warm_up_targets(config: Config) -> pd.DataFrame:
     )
 
 
+def choose_pairs(pairs: Sequence[QAPair], settings: Warmup, seed: int) -> list[QAPair]:
+    """The random part of the valid initial pairs that the warm-up trains on; the gate measures on the others."""
+    return random.Random(seed).sample(pairs, max(1, round(settings.fraction * len(pairs))))
+
+
 def warm_up_target(config: Config, seed: int) -> list[dict]:
     settings, spec = config.warmup, config.models.target
-    pairs = keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair))
-    chosen = random.Random(seed).sample(pairs, max(1, round(settings.fraction * len(pairs))))
+    chosen = choose_pairs(keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair)), settings, seed)
     identity = (fingerprint(spec), chosen, config.prompts, config.lora, settings, seed)
     return fine_tune(
         spec,

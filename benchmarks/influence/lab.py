@@ -31,7 +31,8 @@ DOCUMENTS = 48  # entities that warm-up and candidates are about; the validation
 class Case:
     """model: the warmed-up target, in eval mode. moments: Adam's after its last step.
 
-    validation: exam questions with their answers, about entities that no candidate is about.
+    validation: exam questions with their answers, about entities that no candidate is about. topics: each one's.
+    held_out: as many such questions about entities that neither candidates nor validation are about.
     candidates: pairs that the warm-up has not seen, in random order: a third each about the exam's topics, about
         others, and about the exam's with another question's answer.
     """
@@ -39,6 +40,8 @@ class Case:
     model: PeftModel
     moments: AdamMoments
     validation: list[Example]
+    topics: list[str]
+    held_out: list[Example]
     candidates: list[Example]
 
 
@@ -68,27 +71,39 @@ def draw_candidates(
     return pairs
 
 
-def make_case(seed: int, warm_up: int = 96, validation: int = 12, candidates: int = 192) -> Case:
-    """The case of a seed: `warm_up` pairs trained on, questions about `validation` entities, so many candidates."""
+def make_case(
+    seed: int, warm_up: int = 96, validation: int = 12, candidates: int = 384, epochs: int = WARM_UP.epochs
+) -> Case:
+    """The case of a seed: `warm_up` pairs trained on, questions about `validation` entities, so many candidates.
+
+    `epochs` of warm-up change the model and its moments alone.
+    """
     field = world.load_field(FIELD)
     rng = random.Random(seed)
-    entities = world.draw_entities(field, DOCUMENTS + validation, rng)
+    entities = world.draw_entities(field, DOCUMENTS + 2 * validation, rng)
     described, asked = entities[:DOCUMENTS], entities[DOCUMENTS:]
     pairs = [
         QAPair(question, answer, document_id="", rubric_id="", teacher="world", seed=seed, slot=slot)
         for slot, (question, answer) in enumerate(draw_pairs(field, described, field.topics, warm_up, rng))
     ]
-    exam = [(item.question, item.options[item.answer_index]) for item in world.write_exam(field, asked, rng)]
+    exam, held_out = (world.write_exam(field, part, rng) for part in (asked[:validation], asked[validation:]))
     drawn = draw_candidates(field, described, candidates, rng)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "adapter")
-        fine_tune(BASE, pairs, PROMPTS, LORA, WARM_UP, seed, out, Path(folder, "scratch"), name="warm-up")
+        settings = WARM_UP.model_copy(update={"epochs": epochs})
+        fine_tune(BASE, pairs, PROMPTS, LORA, settings, seed, out, Path(folder, "scratch"), name="warm-up")
         (checkpoint,) = list_checkpoints(out)
         model, moments = load_fine_tuned(BASE, checkpoint), load_moments(checkpoint / "moments.safetensors")
     tokenizer = load_tokenizer(BASE)
+
+    def encode_all(pairs: Sequence[tuple[str, str]]) -> list[Example]:
+        return [encode(tokenizer, question, answer, PROMPTS.answer) for question, answer in pairs]
+
     return Case(
         model,
         moments,
-        [encode(tokenizer, question, answer, PROMPTS.answer) for question, answer in exam],
-        [encode(tokenizer, question, answer, PROMPTS.answer) for question, answer in drawn],
+        encode_all([(item.question, item.options[item.answer_index]) for item in exam]),
+        [item.topic for item in exam],
+        encode_all([(item.question, item.options[item.answer_index]) for item in held_out]),
+        encode_all(drawn),
     )

@@ -54,6 +54,7 @@ BATCHES_PER_PART = 16
 REQUIRED = ("id", "question", "answer")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 GROUPINGS = {None: "mean", "topic": "topics", "cluster": "clusters"}  # --by -> influence.directions
+WHOLE = "influence"  # the column along the gradient of all validation items
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def score_corpus(
     batch_tokens: int,
     provenance: dict,
 ) -> None:
-    """Write `out`, a row a sample in their order: id, influence (the directions' mean), every direction, tokens.
+    """Write `out`, a row a sample in their order: id, the score along every direction of `names`, tokens.
 
     Each opener makes one checkpoint's scorer along the directions `names`, and its learning rate, by which checkpoints
     are weighed. Scores are those of one call of each scorer, of the same `batch_tokens`, on all samples. `provenance`
@@ -118,7 +119,7 @@ def score_corpus(
 
     Raises ValueError for a direction called as another column is, and as tokenise and score do, naming the sample.
     """
-    if taken := {"id", "influence", "tokens"} & set(names):
+    if taken := [name for name, times in Counter(["id", *names, "tokens"]).items() if times > 1]:
         raise ValueError(f"the scores have a column {min(taken)!r} already; rename that topic")
     lengths, tokens = [], hashlib.sha256()
     for sample in tqdm(samples, "tokens", unit="sample", mininterval=2, disable=not state.is_main_process):
@@ -137,8 +138,8 @@ def score_corpus(
         del scorer  # before the next checkpoint is loaded
     if state.is_main_process:
         scores = combine([read_parts(folder / f"checkpoint-{i}", names, parts) for i in range(len(rates))], rates)
-        columns = {"id": [sample.id for sample in samples], "influence": scores.mean(dim=1).numpy()}
-        columns |= dict(zip(names, scores.T.numpy(), strict=True)) | {"tokens": pa.array(lengths, pa.int32())}
+        columns = {"id": [sample.id for sample in samples]} | dict(zip(names, scores.T.numpy(), strict=True))
+        columns["tokens"] = pa.array(lengths, pa.int32())
         origin = json.dumps(provenance | {"learning_rates": rates}, ensure_ascii=False)
         write_table(out, pa.table(columns).replace_schema_metadata({"provenance": origin}))
         shutil.rmtree(folder)
@@ -254,20 +255,23 @@ def run(arguments: argparse.Namespace, state: PartialState) -> None:
         file = list_files(folder)[-1]
         trainers = file.suffix != ".safetensors"
         moments = load_trainer_moments(folder, model) if trainers else load_moments(file)
-        directions = validation_gradients(model, examples, groups, settings.batch_tokens)
+        directions = {WHOLE: validation_gradients(model, examples, None, settings.batch_tokens)["all"]}
+        if groups:
+            directions |= validation_gradients(model, examples, groups, settings.batch_tokens)
         return open_configured_scorer(model, directions, moments, settings), moments.learning_rate
 
     given = {key: value for key, value in vars(arguments).items() if key != "out"}
     files += [arguments.validation, arguments.samples]
-    sizes = Counter(groups or ["all"] * len(examples))
+    sizes = Counter(groups or [])
     provenance = json.loads(json.dumps(given, default=str)) | {  # paths as text
         "weights": fingerprint(spec),
         "sha256": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-        "directions": {name: sizes[name] for name in sorted(sizes)},  # with how many validation items each is of
+        # With how many validation items each is of.
+        "directions": {WHOLE: len(examples)} | {name: sizes[name] for name in sorted(sizes)},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
     openers = [partial(open_checkpoint, folder) for folder in arguments.checkpoints]
-    score_corpus(state, openers, sorted(sizes), samples, tokenise, arguments.out, settings.batch_tokens, provenance)
+    score_corpus(state, openers, [WHOLE, *sorted(sizes)], samples, tokenise, arguments.out, settings.batch_tokens, provenance)
 
 
 def count(text: str) -> int:
@@ -286,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--estimator", choices=["adam", "linear", "gradient", "forward"], default="adam")
     parser.add_argument("--momentum", action="store_true", help="keep the first moment in Gamma")
     parser.add_argument("--dot", action="store_true", help="dot products in place of cosines")
-    parser.add_argument("--by", choices=["topic", "cluster"], help="a direction each; default: one of all items")
+    parser.add_argument("--by", choices=["topic", "cluster"], help="a column for each as well")
     parser.add_argument("--clusters", type=count, default=6, metavar="N")
     parser.add_argument("--batch-tokens", type=count, default=8192, metavar="N", help="of a batch, with padding")
     parser.add_argument("--template", default="{question}", help="what the model is asked")

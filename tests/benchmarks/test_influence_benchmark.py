@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.influence import speed
 from benchmarks.influence.__main__ import GOALS, describe_machine, list_measurements, list_rows
-from benchmarks.influence.fidelity import measure_cosine_error, measure_one_step
+from benchmarks.influence.fidelity import measure_cosine_error, measure_gains, measure_one_step
 from benchmarks.influence.lab import BASE, draw_candidates, make_case
 from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.lab import world
@@ -17,7 +17,7 @@ TINY = speed.Size(hidden_size=128, layers=1, vocabulary=64, tokens=12, batch=2, 
 
 @pytest.fixture(scope="module")
 def case():
-    return make_case(seed=0, warm_up=16, validation=2, candidates=9)
+    return make_case(seed=0, warm_up=16, validation=2, candidates=33)
 
 
 @pytest.fixture
@@ -36,13 +36,16 @@ def test_candidates_are_right_of_other_topics_and_with_anothers_answer(medicine)
 
 def test_case_is_a_warmed_up_target_with_questions_about_others_than_the_candidates(case, medicine):
     wordings = sum(len(medicine.attributes[topic].technical) for topic in medicine.exam_topics)
-    assert len(case.validation) == 2 * wordings and len(case.candidates) == 9
+    assert len(case.validation) == len(case.topics) == len(case.held_out) == 2 * wordings
+    assert sorted(set(case.topics)) == sorted(medicine.exam_topics) and len(case.candidates) == 33
     assert case.moments.step == 3 and not case.model.training  # three epochs of one batch
     names = set(load_tokenizer(BASE).convert_tokens_to_ids(medicine.entity_names))
-    asked, told = (
-        names & {i for example in part for i in example.input_ids} for part in (case.validation, case.candidates)
+    validation, held_out, candidates = (
+        names & {i for example in part for i in example.input_ids}
+        for part in (case.validation, case.held_out, case.candidates)
     )
-    assert len(asked) == 2 and told and not asked & told
+    assert len(validation) == len(held_out) == 2 and candidates
+    assert not (validation & held_out or (validation | held_out) & candidates)
 
 
 def test_the_larger_model_has_20_million_parameters_and_samples_of_256_tokens():
@@ -53,7 +56,12 @@ def test_the_larger_model_has_20_million_parameters_and_samples_of_256_tokens():
 
 def test_fidelity_parts_hold_what_the_goals_ask_for(case):
     found = measure_cosine_error(case, count=6) | measure_one_step(case, count=9)
-    assert found.keys() >= {name for section, name in GOALS if section == "fidelity"}
+    gains = measure_gains(case, sets=9, far_sets=8)
+    assert (found | gains).keys() >= {name for section, name in GOALS if section == "fidelity"}
+    assert (gains["gain_sets"], gains["gain_sets_far"]) == (9, 8) and gains["gain_mean"] != gains["gain_mean_far"]
+    for prefix in ("", "embedding_"):
+        low, high = gains[f"{prefix}gain_r2_ci95"]
+        assert 0 <= low <= high <= 1 and 0 <= gains[f"{prefix}gain_r2_far"] <= 1
     assert 0 < found["max_abs_cosine_error_vs_fp64"] <= 1e-5 and found["cosines_compared"] == 12
     assert found["one_step_spearman"] >= 0.99 and found["one_step_candidates"] == 9
 
@@ -93,12 +101,13 @@ def test_without_traker_the_published_path_is_null(tiny, tmp_path, monkeypatch):
 def test_table_says_which_goals_are_met():
     found = {
         "speed": {"exact_over_plain_step": 1.2, "exact_over_batch1_lab": 4.0, "exact_over_batch1": 1.5},
-        "fidelity": {"one_step_spearman": 0.999},
+        "fidelity": {"one_step_spearman": 0.999, "gain_r2_ci95": (0.25, 0.75)},
         "peers": {"bergson": {"exact_over_peer": 1.25}, "dattri": {"exact_over_peer": None}},
     }
     rows = {name: rest for name, *rest in list_rows(found)}
     assert rows["exact_over_plain_step"] == ["1.2", "<= 1.15", "NOT MET"]
     assert rows["exact_over_batch1_lab"] == ["4", ">= 4", "met"]
+    assert rows["gain_r2_ci95"] == ["0.25 to 0.75", "", ""]
     assert rows["one_step_spearman"] == ["0.999", ">= 0.99", "met"]
     assert rows["memory_over_plain_step"] == ["not measured", "<= 1.2", ""]
     assert rows["exact_over_batch1"] == ["1.5", "", ""]

@@ -95,7 +95,7 @@ def build_base(inputs):
 
 
 def score_directly(inputs, tokenizer, groups=None, checkpoints=("a", "b"), **options):
-    """[20, k]: the scorers called on all samples at once."""
+    """[20, k]: the scorers called on all samples at once, along all of validation and every group of it."""
     asked = {}
     for name in ("validation", "samples"):
         rows = [json.loads(line) for line in (inputs / f"{name}.jsonl").read_text().splitlines()]
@@ -105,7 +105,10 @@ def score_directly(inputs, tokenizer, groups=None, checkpoints=("a", "b"), **opt
     for name in checkpoints:
         model = load(inputs, name)
         moments = load_moments(inputs / name / "moments.safetensors")
-        directions = torch.stack(list(validation_gradients(model, asked["validation"], groups, BATCH_TOKENS).values()))
+        directions = validation_gradients(model, asked["validation"], None, BATCH_TOKENS)
+        if groups:
+            directions |= validation_gradients(model, asked["validation"], groups, BATCH_TOKENS)
+        directions = torch.stack(list(directions.values()))
         scorer = open_scorer(model=model, directions=directions, moments=moments, **settings)
         scores.append(scorer.score(asked["samples"]))
         rates.append(moments.learning_rate)
@@ -113,9 +116,8 @@ def score_directly(inputs, tokenizer, groups=None, checkpoints=("a", "b"), **opt
 
 
 def assert_scores(table, expected, names):
-    assert list(table.columns) == ["id", "influence", *names, "tokens"]
+    assert list(table.columns) == ["id", *names, "tokens"]
     assert torch.equal(torch.from_numpy(table[names].to_numpy(copy=True)), expected)
-    assert torch.equal(torch.from_numpy(table["influence"].to_numpy(copy=True)), expected.mean(dim=1))
 
 
 # Scores
@@ -131,7 +133,7 @@ def scored(inputs, tmp_path_factory):
 
 def test_scores_are_bit_for_bit_those_of_the_scorers_called_on_all_samples(inputs, scored, tokenizer):
     expected = score_directly(inputs, tokenizer, groups=["north", "south"] * 3)
-    assert_scores(pd.read_parquet(scored), expected, ["north", "south"])
+    assert_scores(pd.read_parquet(scored), expected, ["influence", "north", "south"])
 
 
 def test_rows_are_in_the_order_of_the_samples_and_nothing_else_is_left(inputs, scored, tokenizer):
@@ -147,7 +149,7 @@ def test_the_file_tells_where_its_scores_are_from(inputs, scored):
     assert origin["model"] == str(inputs / "model")
     assert origin["checkpoints"] == [str(inputs / "a"), str(inputs / "b")]
     assert origin["learning_rates"] == [LEARNING_RATE, LEARNING_RATE / 3]
-    assert origin["directions"] == {"north": 3, "south": 3}
+    assert origin["directions"] == {"influence": 6, "north": 3, "south": 3}
     assert (origin["estimator"], origin["momentum"], origin["dot"]) == ("adam", False, False)
     assert origin["versions"]["torch"] == torch.__version__
     hashed = {Path(name).relative_to(inputs).as_posix() for name in origin["sha256"]}
@@ -166,7 +168,7 @@ def test_the_file_tells_where_its_scores_are_from(inputs, scored):
 def test_options_are_the_scorers(inputs, tokenizer, tmp_path, options, settings):
     assert main(arrange(inputs, tmp_path / "scores.parquet", *options, checkpoints=["a"])) == 0
     expected = score_directly(inputs, tokenizer, checkpoints=["a"], **settings)
-    assert_scores(pd.read_parquet(tmp_path / "scores.parquet"), expected, ["all"])
+    assert_scores(pd.read_parquet(tmp_path / "scores.parquet"), expected, ["influence"])
 
 
 def test_the_moments_of_a_trainers_optimizer_give_the_same_scores(inputs, tokenizer, tmp_path):
@@ -232,7 +234,7 @@ def resume(inputs, tokenizer, tmp_path):
     moments = load_moments(inputs / "a/moments.safetensors")
     directions = validation_gradients(model, asked, None, BATCH_TOKENS)
 
-    def start(parts=1000, samples=samples, batch_tokens=BATCH_TOKENS, provenance="as before", names=("all",)):
+    def start(parts=1000, samples=samples, batch_tokens=BATCH_TOKENS, provenance="as before", names=("influence",)):
         vectors = torch.stack([directions["all"]] * len(names))
         scorer = open_scorer("adam", model, vectors, moments, momentum=False, batch_tokens=batch_tokens)
         scorer = Interrupted(scorer, parts)
@@ -258,7 +260,7 @@ def test_a_killed_run_goes_on_from_its_finished_parts(inputs, tokenizer, resume,
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert before + between + resume() == 20
     expected = score_directly(inputs, tokenizer, checkpoints=["a"])
-    assert_scores(pd.read_parquet(tmp_path / "out.parquet"), expected, ["all"])
+    assert_scores(pd.read_parquet(tmp_path / "out.parquet"), expected, ["influence"])
 
 
 @pytest.mark.faults
@@ -268,7 +270,7 @@ def test_a_damaged_part_and_it_alone_is_scored_anew(inputs, tokenizer, resume, t
     first, second, third, _ = list_parts(tmp_path)
     whole = second.read_bytes()
     flipped = bytearray(whole)
-    score = parquet.read_table(second)["all"][0].as_py()
+    score = parquet.read_table(second)["influence"][0].as_py()
     flipped[whole.index(struct.pack("<f", score))] ^= 1  # which nothing but a checksum tells
     second.write_bytes({"flipped": bytes(flipped), "cut": whole[:-9], "emptied": b"", "foreign": b"text"}[damage])
     times = [path.stat().st_mtime_ns for path in (first, third)]
@@ -343,7 +345,7 @@ def test_a_score_that_is_not_finite_is_refused_with_the_samples_id(inputs, token
     lengths = [len(encode(tokenizer, s.question, s.answer).input_ids) for s in samples]
     longest = max(lengths)
     culprit = samples[lengths.index(longest)].id
-    arguments = (["all"], samples, lambda s: encode(tokenizer, s.question, s.answer), tmp_path / "out.parquet", 64, {})
+    arguments = (["influence"], samples, lambda s: encode(tokenizer, s.question, s.answer), tmp_path / "out.parquet", 64, {})
     with pytest.raises(ValueError, match=f"^sample '{culprit}': score of example 0 is not finite"):
         score_corpus(PartialState(cpu=True), [lambda: (Diverged(), 1.0)], *arguments)
 

@@ -21,6 +21,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def check_micro_batch(micro_batch: int | None, batch: int, name: str) -> None:
+    if micro_batch and batch % micro_batch:
+        raise ValueError(f"micro_batch ({micro_batch}) must divide {name} ({batch})")
+
+
 class LabCorpus(Section):
     """The embedded lab's world (rubric_influence.lab.world)."""
 
@@ -73,6 +78,7 @@ class ModelSpec(Section):
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     engine: Literal["transformers", "vllm"] = "transformers"  # what generates text from it
     tensor_parallel: Count = 1
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9  # the part of a GPU that vLLM takes; others may need the rest
 
 
 class Models(Section):
@@ -132,12 +138,18 @@ class FineTuning(Section):
 
     epochs: Count
     batch_size: Count
+    micro_batch: Count | None = None  # sequences on a device at once, a batch's others accumulate; null: all of it
     learning_rate: Positive
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     adam_betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     adam_epsilon: Positive = 1.0e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_tokens: Count  # longer examples are cut
+
+    @model_validator(mode="after")
+    def divides(self) -> "FineTuning":
+        check_micro_batch(self.micro_batch, self.batch_size, "batch_size")
+        return self
 
 
 class Warmup(FineTuning):
@@ -180,6 +192,7 @@ class RubricRL(Section):
     steps: Count
     documents_per_step: Count
     group_size: Annotated[int, Field(ge=2)]
+    micro_batch: Count | None = None  # as in FineTuning, of a step's documents_per_step * group_size rubrics
     learning_rate: Positive
     temperature: Positive = 1.0
     kl: Annotated[float, Field(ge=0)] = 0.0
@@ -191,6 +204,11 @@ class RubricRL(Section):
     save_every: Count = 10
     lora: Lora | None = None  # null: full fine-tuning
     vllm: Literal["off", "colocate", "server"] = "off"
+
+    @model_validator(mode="after")
+    def divides(self) -> "RubricRL":
+        check_micro_batch(self.micro_batch, self.documents_per_step * self.group_size, "documents_per_step * group_size")
+        return self
 
 
 class Evaluation(Section):

@@ -208,7 +208,7 @@ def closing_tokens(schema: type[BaseModel]) -> int:
 class VLLMEngine:
     """vLLM inside this process (GPU servers): its own batching, prefix cache and, over several GPUs, parallelism.
 
-    `options` go to vllm.LLM as they are, for instance max_model_len or gpu_memory_utilization. Request i draws from
+    `options` go to vllm.LLM as they are, for instance max_model_len or enforce_eager. Request i draws from
     (seed, i). A constrained completion that max_tokens cuts stays open: it is unfinished, and will not parse.
     Raises ImportError where vLLM is not installed; `attention` of the spec is vLLM's own affair.
     """
@@ -230,6 +230,7 @@ class VLLMEngine:
             tokenizer_revision=spec.revision,
             dtype=spec.dtype,
             tensor_parallel_size=spec.tensor_parallel,
+            gpu_memory_utilization=spec.gpu_memory,
             load_format="safetensors",
             trust_remote_code=False,
             generation_config="vllm",

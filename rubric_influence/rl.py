@@ -156,13 +156,16 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
     """TRL's arguments for a profile: one optimizer step for each generation batch."""
     settings = config.rl
     gpu = torch.cuda.is_available()
+    batch = settings.documents_per_step * settings.group_size
+    accumulated = batch // (settings.micro_batch or batch)
     vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
     return GRPOConfig(
         output_dir=folder,
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.documents_per_step * settings.group_size,
+        per_device_train_batch_size=batch // accumulated,
+        gradient_accumulation_steps=accumulated,
         num_generations=settings.group_size,
-        steps_per_generation=1,
+        steps_per_generation=accumulated,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,

@@ -72,7 +72,8 @@ def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
     return SFTConfig(
         output_dir=folder,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.micro_batch or settings.batch_size,
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch or settings.batch_size),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         adam_beta1=settings.adam_betas[0],

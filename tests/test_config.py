@@ -91,6 +91,8 @@ def test_a_config_cannot_be_changed_after_it_was_checked(profile):
         ("rl", "learning_rate", float("inf"), "rl.learning_rate: .*finite"),
         ("rl", "learning_rate", float("nan"), "rl.learning_rate: "),
         ("rl", "kl", -0.1, "rl.kl: .*found -0.1"),
+        ("warmup", "micro_batch", 3, r"warmup: micro_batch \(3\) must divide batch_size \(2\)"),
+        ("rl", "micro_batch", 3, r"rl: micro_batch \(3\) must divide documents_per_step \* group_size \(2\)"),
         ("rl", "reward", "random", "rl.reward: .*'influence' or 'set_influence'; found 'random'"),
         ("synthesis", "constrained", "yes", "synthesis.constrained: .*boolean; found 'yes'"),
         ("warmup", "fraction", 0.0, "warmup.fraction: .*found 0.0"),

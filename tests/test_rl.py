@@ -257,6 +257,17 @@ def read_run(out):
     return (out / "model.safetensors").read_bytes(), (out / "trajectories.jsonl").read_bytes()
 
 
+def test_accumulated_micro_batches_are_the_whole_batch(undisturbed, config, lab, tmp_path):
+    smaller = config.model_copy(update={"rl": config.rl.model_copy(update={"micro_batch": 4, "steps": 1})})
+    documents, teacher, scorer = lab
+    log = train_rubric_generator(smaller, documents, teacher, scorer, 0, tmp_path / "out", tmp_path / "scratch")
+    steps, whole = ([entry for entry in found if "reward" in entry] for found in (log, undisturbed[1]))
+    assert [entry["step"] for entry in steps] == [1]
+    first = [row for row in read_log(undisturbed[0] / "trajectories.jsonl") if row["step"] == 0]
+    assert read_log(tmp_path / "out/trajectories.jsonl") == first
+    assert steps[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-2)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(undisturbed, config, lab, tmp_path):
     train(config, lab, tmp_path / "same")
     assert read_run(tmp_path / "same/out") == read_run(undisturbed[0])

@@ -48,12 +48,12 @@ def measure_one_step(case: Case, count: int = 128) -> dict:
     return {"one_step_spearman": float(found), "one_step_candidates": len(examples)}
 
 
-def measure_gains(case: Case, sets: int = 64) -> dict:
+def measure_gains(case: Case, sets: int = 64, far_sets: int = 32) -> dict:
     """How a set's mean influence, and its mean embedding similarity, agree with what training on it gains.
 
     Sets are random, influence is the estimator adam's cosine without momentum along grad L_V, and the gain is on
     held-out questions. Figures of training far from the checkpoint, where a score of one step is out of its depth, end
-    in _far.
+    in _far; they are of the first `far_sets`.
     """
     direction = validation_gradients(case.model, case.validation, None, BATCH_TOKENS)["all"][None]
     scorer = GradientScorer(case.model, direction, case.moments, momentum=False, batch_tokens=BATCH_TOKENS)
@@ -62,13 +62,13 @@ def measure_gains(case: Case, sets: int = 64) -> dict:
         "embedding_": embedding_similarity(case.model, case.candidates, case.validation, BATCH_TOKENS).numpy(),
     }
     drawn = draw_sets(len(case.candidates), sets, SET_SIZE, seed=0)
-    found: dict = {"gain_sets": sets}
-    for suffix, recipe in (("", NEAR), ("_far", FAR)):
+    found: dict = {}
+    for suffix, recipe, chosen in (("", NEAR, drawn), ("_far", FAR, drawn[:far_sets])):
         retraining = Retraining(case.model, case.moments, case.held_out, recipe, batch_tokens=BATCH_TOKENS)
-        gains = [retraining.gain([case.candidates[row] for row in rows], seed) for seed, rows in enumerate(drawn)]
+        gains = [retraining.gain([case.candidates[row] for row in rows], seed) for seed, rows in enumerate(chosen)]
         for prefix, scores in predictors.items():
-            agreement = measure_agreement(scores[drawn].mean(axis=1), gains, seed=0)
+            agreement = measure_agreement(scores[chosen].mean(axis=1), gains, seed=0)
             for name in ("r2", "r2_ci95", "spearman", "spearman_ci95"):
                 found[f"{prefix}gain_{name}{suffix}"] = getattr(agreement, name)
-        found[f"mean_gain{suffix}"] = sum(gains) / sets
+        found |= {f"gain_mean{suffix}": sum(gains) / len(gains), f"gain_sets{suffix}": len(gains)}
     return found

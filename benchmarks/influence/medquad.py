@@ -10,7 +10,7 @@ There being no larger model at hand, a small one is trained from scratch on a pa
 other pairs of it. Candidates, one pair a subject and none of them seen before:
 
     in_domain  MedQuAD's pairs
-    history    a history book's headings with one of their paragraphs
+    history    a history book's chapter titles, each with a paragraph
     shuffled   MedQuAD's questions, each with the answer to another subject's
     truncated  MedQuAD's pairs, the answers ending after a few words
 
@@ -21,7 +21,6 @@ alike ("uniform") and of the first pool alone ("in_domain"). Each pool is traine
 
 import argparse
 import json
-import math
 import random
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ MEDQUAD, HISTORY = "medquad/qa.jsonl", "world_history/documents.jsonl"
 POOLS = ("in_domain", "history", "shuffled", "truncated")
 FEWEST_WORDS = 30  # of a pair's answer, so that a truncated one is far from whole
 BOILERPLATE = 200  # characters: answers that begin alike for so long count as one
+MEASURES = ("r2", "spearman")
 BATCH_TOKENS = 4096
 Pair = tuple[str, str]
 
@@ -68,24 +69,21 @@ Pair = tuple[str, str]
 class Settings:
     """Counts are of pairs unless they say otherwise."""
 
-    vocabulary: int = 3000
-    hidden_size: int = 160
+    vocabulary: int = 2000
+    hidden_size: int = 128
     layers: int = 4
-    pretraining_steps: int = 450
+    pretraining_steps: int = 360
     pretraining_batch: int = 16
-    max_tokens: int = 128  # of question and answer; what is longer is cut
+    max_tokens: int = 112  # of question and answer; what is longer is cut
     warm_up: int = 96
-    warm_up_epochs: int = 3
-    warm_up_rate: float = 1e-3
     validation: int = 48
-    held_out: int = 64
+    held_out: int = 48
     pool: int = 112
     truncated_words: int = 6
-    sets: int = 56  # of each draw
-    set_size: int = 20
-    alone_sets: int = 4  # of each pool alone
-    alone_size: int = 16
-    epochs: int = 2
+    sets: int = 48  # of each draw
+    alone_sets: int = 3  # of each pool alone
+    set_size: int = 16
+    epochs: int = 2  # over a set; the warm-up takes one more
     batch_size: int = 8
     learning_rates: tuple[float, ...] = (1e-3, 3e-4)
     seed: int = 0
@@ -169,24 +167,21 @@ def pretrain(pairs: Sequence[Pair], settings: Settings) -> ModelSpec:
     steps, batch_size = settings.pretraining_steps, settings.pretraining_batch
     folder = scratch_folder("medquad", pairs, sizes, steps, batch_size, settings.seed)
     spec = ModelSpec(path=str(folder), dtype="float32", attention="eager")
-    if (folder / "model.safetensors").exists():
+    if (folder / "done").exists():
         return spec
     tokenizer = train_tokenizer((f"{question}\n{answer}" for question, answer in pairs), settings.vocabulary)
     examples = [Example(e.input_ids, e.input_ids) for e in encode_all(tokenizer, pairs, settings)]
     torch.manual_seed(settings.seed)
     model = build_model(tokenizer, "qwen3", settings.hidden_size, settings.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    rising = max(1, min(20, steps // 4))
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
-    rng, order = random.Random(settings.seed), []
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1, cycle_momentum=False)
+    rng = random.Random(settings.seed)
+    epochs = range(1 + steps * batch_size // len(examples))
+    order = [example for _ in epochs for example in rng.sample(examples, len(examples))]
     with tqdm(range(steps), desc="pretraining", unit="step", mininterval=2) as bar:
-        for _ in bar:
-            while len(order) < batch_size:
-                order += rng.sample(range(len(examples)), len(examples))
-            rows, order = order[:batch_size], order[batch_size:]
-            loss = sample_losses(model, collate([examples[row] for row in rows], tokenizer.pad_token_id)).mean()
+        for step in bar:
+            batch = collate(order[step * batch_size : (step + 1) * batch_size], tokenizer.pad_token_id)
+            loss = sample_losses(model, batch).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,10 +189,8 @@ def pretrain(pairs: Sequence[Pair], settings: Settings) -> ModelSpec:
             rates.step()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     tokenizer.save_pretrained(folder)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:  # so that weights found there are whole
-        model.save_pretrained(partial)
-        for name in ("config.json", "model.safetensors"):
-            Path(partial, name).rename(folder / name)
+    model.save_pretrained(folder)
+    (folder / "done").touch()
     return spec
 
 
@@ -207,13 +200,8 @@ def warm_up(spec: ModelSpec, pairs: Sequence[Pair], settings: Settings) -> tuple
         QAPair(question, answer, document_id="", rubric_id="", teacher="MedQuAD", seed=settings.seed, slot=slot)
         for slot, (question, answer) in enumerate(pairs)
     ]
-    tuning = FineTuning(
-        epochs=settings.warm_up_epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.warm_up_rate,
-        schedule="constant",
-        max_tokens=settings.max_tokens,
-    )
+    sizes = dict(epochs=settings.epochs + 1, batch_size=settings.batch_size, max_tokens=settings.max_tokens)
+    tuning = FineTuning(**sizes, learning_rate=1e-3, schedule="constant")
     with tempfile.TemporaryDirectory() as folder:
         out, scratch = Path(folder, "adapter"), Path(folder, "scratch")
         lora = Lora(r=16, alpha=32)
@@ -224,17 +212,23 @@ def warm_up(spec: ModelSpec, pairs: Sequence[Pair], settings: Settings) -> tuple
 
 def compare(sets: np.ndarray, gains: Sequence[float], predictors: dict[str, np.ndarray], seed: int) -> dict:
     """Each predictor's mean over every set against the gains, in the shape of metrics/gate.json."""
-    found: dict = {"sets": len(sets), "mean_gain": round(float(np.mean(gains)), 5)}
-    for name, values in predictors.items():
+    found: dict = {"sets": len(sets), "mean_gain": tidy(np.mean(gains))}
+    for predictor, values in predictors.items():
         agreement = asdict(measure_agreement(values[sets].mean(axis=1), gains, seed))
-        del agreement["sets"]
-        found[name] = {key: np.round(value, 4).tolist() for key, value in agreement.items()}
+        found[predictor] = {key: tidy(agreement[key]) for name in MEASURES for key in (name, f"{name}_ci95")}
     return found
 
 
+def tidy(figures: float | Sequence[float]) -> float | list[float]:
+    return np.round(figures, 4).tolist()
+
+
 def measure(parts: Parts, settings: Settings) -> dict:
-    """All figures, without machine and settings. Gains are in nats a token of held-out answers, above 0 is better."""
-    seed, size = settings.seed, settings.pool
+    """All figures. Gains are in nats a token of held-out answers, positive where training lowers their loss.
+
+    `pools` has means and deviations over a pool's pairs; what depends on the learning rate of retraining stands beside
+    it for the first, and under `other_rates` for the others.
+    """
     spec = pretrain(parts.pretraining, settings)
     model, moments = warm_up(spec, parts.warm_up, settings)
     tokenizer = load_tokenizer(spec)
@@ -246,22 +240,70 @@ def measure(parts: Parts, settings: Settings) -> dict:
         "influence": scorer.score(candidates)[:, 0].numpy(),
         "similarity": embedding_similarity(model, candidates, validation, BATCH_TOKENS).numpy(),
     }
+    size, count, seed = settings.pool, settings.sets, settings.seed
+    rows_of = {name: np.arange(number * size, (number + 1) * size) for number, name in enumerate(POOLS)}
     draws = {
-        "uniform": draw_sets(len(candidates), settings.sets, settings.set_size, seed),
-        "in_domain": draw_sets(size, settings.sets, settings.set_size, seed + 1),  # the first pool's come first
+        "uniform": draw_sets(len(candidates), count, settings.set_size, seed),
+        "in_domain": rows_of["in_domain"][draw_sets(size, count, settings.set_size, seed + 1)],
     }
-    for number, name in enumerate(POOLS):
-        draws[f"{name} alone"] = number * size + draw_sets(size, settings.alone_sets, settings.alone_size, seed)
-    pools: dict = {}
-    for number, name in enumerate(POOLS):
-        rows = slice(number * size, (number + 1) * size)
-        pools[name] = {"pairs": size, "answer_tokens": 0.0}
+    alone = {n: rows[draw_sets(size, settings.alone_sets, settings.set_size, seed)] for n, rows in rows_of.items()}
+    pools: dict = {name: {"pairs": size} for name in POOLS}
+    for name, rows in rows_of.items():
         for predictor, values in predictors.items():
-            pools[name] |= {predictor: values[rows].mean(), f"{predictor}_sd": values[rows].std()}
-    found: dict = {"loss_before": 0.0, "pools": pools}
+            pools[name] |= {predictor: tidy(values[rows].mean()), f"{predictor}_sd": tidy(values[rows].std())}
+    by_rate = {}
     for rate in settings.learning_rates:
         recipe = Recipe(settings.epochs, settings.batch_size, rate)
         retraining = Retraining(model, moments, held_out, recipe, batch_tokens=BATCH_TOKENS)
-        with tqdm(total=sum(map(len, draws.values())), desc=f"sets at {rate:g}", unit="set", mininterval=2) as bar:
-            pass
-    return found
+        figures: dict = {"held_out_loss": tidy(retraining.before), "pool_gains": {}}
+        for name, sets in alone.items():
+            gains = train_all(retraining, candidates, sets, f"{name} alone, rate {rate:g}")
+            figures["pool_gains"][name] = {"mean": tidy(np.mean(gains)), "sets": tidy(gains)}
+        for name, sets in draws.items():
+            gains = train_all(retraining, candidates, sets, f"{name} sets, rate {rate:g}")
+            figures[name] = compare(sets, gains, predictors, seed)
+        by_rate[rate] = figures
+    first, *others = settings.learning_rates
+    return {"pools": pools, **by_rate[first], "other_rates": {f"{rate:g}": by_rate[rate] for rate in others}}
+
+
+def train_all(retraining: Retraining, candidates: Sequence[Example], sets: np.ndarray, name: str) -> list[float]:
+    bar = tqdm(sets, desc=name, unit="set", mininterval=2)
+    return [retraining.gain([candidates[row] for row in rows], seed=number) for number, rows in enumerate(bar)]
+
+
+def list_rows(found: dict) -> list[str]:
+    """What is printed: the figures at the first learning rate."""
+    rows = [f"{'pool':<12}{'influence':>12}{'similarity':>12}{'gain alone':>12}"]
+    for name, pool in found["pools"].items():
+        gain = found["pool_gains"][name]["mean"]
+        rows.append(f"{name:<12}{pool['influence']:>12.4f}{pool['similarity']:>12.4f}{gain:>12.4f}")
+    for draw, predictor in product(("uniform", "in_domain"), ("influence", "similarity")):
+        figures = found[draw][predictor]
+        shown = [f"{figures[k]:.2f} ({' to '.join(f'{x:.2f}' for x in figures[k + '_ci95'])})" for k in MEASURES]
+        rows.append(f"{draw:<12}{predictor:<12}R2 {shown[0]}, Spearman {shown[1]}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the two data sets")
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = Settings(seed=arguments.seed)
+    try:
+        subjects = read_subjects(arguments.data)
+        parts = divide(subjects, read_history(arguments.data, random.Random(settings.seed)), settings)
+    except ValueError as error:
+        sys.exit(str(error))
+    started = time.perf_counter()
+    found = {"machine": describe_machine(threads=1), **measure(parts, settings)}
+    found |= {"seconds": round(time.perf_counter() - started), "settings": asdict(settings)}
+    write_metrics(arguments.json, found)
+    print("\n".join(list_rows(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -89,9 +89,9 @@ def build_workload(size: Size, seed: int) -> Workload:
 
 
 def use_case(case: Case) -> Workload:
-    """The lab's candidates, scored along the gradient of its whole validation loss."""
+    """Candidates of the lab's, scored along the gradient of its whole validation loss."""
     direction = validation_gradients(case.model, case.validation, None, LAB_BATCH_TOKENS)["all"][None]
-    return Workload(case.model, direction, case.moments, case.candidates, LAB_BATCH_TOKENS, suffix="_lab")
+    return Workload(case.model, direction, case.moments, case.candidates[:192], LAB_BATCH_TOKENS, suffix="_lab")
 
 
 def make_batches(work: Workload) -> list[dict[str, torch.Tensor]]:

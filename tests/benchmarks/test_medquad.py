@@ -12,7 +12,7 @@ SETTINGS = Settings(warm_up=40, validation=30, held_out=30, pool=50)
 TINY = dataclasses.replace(
     SETTINGS,
     **dict(vocabulary=300, hidden_size=32, layers=1, pretraining_steps=2, pretraining_batch=2, max_tokens=64),
-    **dict(warm_up=8, validation=3, held_out=3, pool=8, sets=8, set_size=3, alone_sets=1, alone_size=3, epochs=1),
+    **dict(warm_up=8, validation=3, held_out=3, pool=8, sets=8, set_size=3, alone_sets=1, epochs=1),
     learning_rates=(1e-3, 1e-4),
 )
 

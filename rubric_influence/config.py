@@ -207,7 +207,9 @@ class RubricRL(Section):
 
     @model_validator(mode="after")
     def divides(self) -> "RubricRL":
-        check_micro_batch(self.micro_batch, self.documents_per_step * self.group_size, "documents_per_step * group_size")
+        check_micro_batch(
+            self.micro_batch, self.documents_per_step * self.group_size, "documents_per_step * group_size"
+        )
         return self
 
 

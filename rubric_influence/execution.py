@@ -21,7 +21,6 @@ import papermill
 import yaml
 from traitlets.config import Config
 
-
 # glibc gives large buffers back to the system after every operation on them, and fetches them page by page for the
 # next: a fifth of the time of a small model on CPU. Read by the kernel and its workers as they start.
 KEPT_MEMORY = {

@@ -22,7 +22,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -35,14 +34,13 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from peft import PeftModel
 from pyarrow import parquet
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.config import Influence, ModelSpec
-from rubric_influence.exams import check_object, check_text, read_json_lines
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example, encode
+from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.moments import load_moments
+from rubric_influence.influence.samples import Sample, encode_sample, read_samples
 from rubric_influence.influence.scorers import Scorer, combine
 from rubric_influence.influence.trainer_checkpoints import find_optimizer, load_trainer_moments
 from rubric_influence.layout import fingerprint
@@ -51,53 +49,9 @@ from rubric_influence.records import content_id
 from rubric_influence.scoring import group_items, open_configured_scorer
 
 BATCHES_PER_PART = 16
-REQUIRED = ("id", "question", "answer")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 GROUPINGS = {None: "mean", "topic": "topics", "cluster": "clusters"}  # --by -> influence.directions
 WHOLE = "influence"  # the column along the gradient of all validation items
-
-
-@dataclass(frozen=True)
-class Sample:
-    id: str
-    question: str
-    answer: str
-    topic: str = ""
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a JSON Lines file; other keys are passed over, and whole numbers as ids become text.
-
-    Raises ValueError for no file, no samples, a line that is none (saying which), or an id given twice.
-    """
-    if not path.is_file():
-        raise ValueError(f"no file at {path}; give JSON Lines with {', '.join(REQUIRED)}")
-    samples: dict[str, Sample] = {}
-    place = f"{path}"
-    try:
-        for number, value in read_json_lines(path):
-            place = f"{path}, line {number}"
-            row = {"topic": ""} | check_object(value)
-            if missing := [key for key in REQUIRED if key not in row]:
-                raise ValueError(f"no {' and no '.join(missing)}; its keys are {sorted(row)}")
-            row["id"] = str(row["id"]) if type(row["id"]) is int else row["id"]
-            for key in [*REQUIRED, "topic"] if row["topic"] else REQUIRED:
-                check_text(row[key], key)
-            if row["id"] in samples:
-                raise ValueError(f"id {row['id']!r} is that of an earlier line too; give every sample its own")
-            samples[row["id"]] = Sample(**{key: row[key] or "" for key in (*REQUIRED, "topic")})
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    if not samples:
-        raise ValueError(f"{path} holds no samples; give one a line, with {', '.join(REQUIRED)}")
-    return list(samples.values())
-
-
-def encode_sample(tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int | None, sample: Sample) -> Example:
-    try:
-        return encode(tokenizer, sample.question, sample.answer, template, max_tokens)
-    except ValueError as error:
-        raise ValueError(f"sample {sample.id!r}: {error}") from None
 
 
 def score_corpus(
@@ -271,7 +225,9 @@ def run(arguments: argparse.Namespace, state: PartialState) -> None:
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
     openers = [partial(open_checkpoint, folder) for folder in arguments.checkpoints]
-    score_corpus(state, openers, [WHOLE, *sorted(sizes)], samples, tokenise, arguments.out, settings.batch_tokens, provenance)
+    score_corpus(
+        state, openers, [WHOLE, *sorted(sizes)], samples, tokenise, arguments.out, settings.batch_tokens, provenance
+    )
 
 
 def count(text: str) -> int:

@@ -1,0 +1,54 @@
+"""Samples with ids, as a corpus to be scored holds them: read from JSON Lines, and encoded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rubric_influence.exams import check_object, check_text, read_json_lines
+from rubric_influence.influence.examples import Example, encode
+
+REQUIRED = ("id", "question", "answer")
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    question: str
+    answer: str
+    topic: str = ""
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a JSON Lines file; other keys are passed over, and whole numbers as ids become text.
+
+    Raises ValueError for no file, no samples, a line that is none (saying which), or an id given twice.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file at {path}; give JSON Lines with {', '.join(REQUIRED)}")
+    samples: dict[str, Sample] = {}
+    place = f"{path}"
+    try:
+        for number, value in read_json_lines(path):
+            place = f"{path}, line {number}"
+            row = {"topic": ""} | check_object(value)
+            if missing := [key for key in REQUIRED if key not in row]:
+                raise ValueError(f"no {' and no '.join(missing)}; its keys are {sorted(row)}")
+            row["id"] = str(row["id"]) if type(row["id"]) is int else row["id"]
+            for key in [*REQUIRED, "topic"] if row["topic"] else REQUIRED:
+                check_text(row[key], key)
+            if row["id"] in samples:
+                raise ValueError(f"id {row['id']!r} is that of an earlier line too; give every sample its own")
+            samples[row["id"]] = Sample(**{key: row[key] or "" for key in (*REQUIRED, "topic")})
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if not samples:
+        raise ValueError(f"{path} holds no samples; give one a line, with {', '.join(REQUIRED)}")
+    return list(samples.values())
+
+
+def encode_sample(tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int | None, sample: Sample) -> Example:
+    try:
+        return encode(tokenizer, sample.question, sample.answer, template, max_tokens)
+    except ValueError as error:
+        raise ValueError(f"sample {sample.id!r}: {error}") from None

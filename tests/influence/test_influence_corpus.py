@@ -1,5 +1,6 @@
 """rubric_influence.influence.corpus; the file is not called test_corpus.py, as that of rubric_influence.corpus is."""
 
+import functools
 import json
 import os
 import random
@@ -18,11 +19,12 @@ from peft import PeftModel
 from pyarrow import parquet
 
 from rubric_influence.influence import corpus
-from rubric_influence.influence.corpus import Sample, main, read_samples, score_corpus
+from rubric_influence.influence.corpus import main, score_corpus
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import encode
 from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.moments import capture_moments, load_moments, save_moments
+from rubric_influence.influence.samples import Sample, encode_sample, read_samples
 from rubric_influence.influence.scorers import combine, open_scorer
 from rubric_influence.lab import world
 from rubric_influence.lab.models import build_model
@@ -345,7 +347,8 @@ def test_a_score_that_is_not_finite_is_refused_with_the_samples_id(inputs, token
     lengths = [len(encode(tokenizer, s.question, s.answer).input_ids) for s in samples]
     longest = max(lengths)
     culprit = samples[lengths.index(longest)].id
-    arguments = (["influence"], samples, lambda s: encode(tokenizer, s.question, s.answer), tmp_path / "out.parquet", 64, {})
+    tokenise = functools.partial(encode_sample, tokenizer, "{question}", None)
+    arguments = (["influence"], samples, tokenise, tmp_path / "out.parquet", 64, {})
     with pytest.raises(ValueError, match=f"^sample '{culprit}': score of example 0 is not finite"):
         score_corpus(PartialState(cpu=True), [lambda: (Diverged(), 1.0)], *arguments)
 

@@ -3,11 +3,10 @@
     python -m benchmarks.influence.medquad --data DIR --json FILE
 
 DIR holds medquad/qa.jsonl (MedQuAD, CC BY 4.0) and world_history/documents.jsonl (OpenStax, World History), one JSON
-object a line: source, focus, question, answer; title, text. FILE receives figures only, none of the text. The first
-run takes some minutes on one core; the pretrained model is kept in scratch/medquad.
+object a line: focus, question, answer; title, text. FILE receives figures only, none of the text.
 
-There being no larger model at hand, a small one is trained from scratch on a part of MedQuAD, then warmed up by LoRA on
-other pairs of it. Candidates, one pair a subject and none of them seen before:
+A small model is trained from scratch on a part of MedQuAD, which takes minutes and is kept in scratch/medquad, then
+warmed up by LoRA on other pairs of it. Candidates, one pair a subject and none of them seen before:
 
     in_domain  MedQuAD's pairs
     history    a history book's chapter titles, each with a paragraph
@@ -21,10 +20,10 @@ alike ("uniform") and of the first pool alone ("in_domain"). Each pool is traine
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -60,7 +59,6 @@ MEDQUAD, HISTORY = "medquad/qa.jsonl", "world_history/documents.jsonl"
 POOLS = ("in_domain", "history", "shuffled", "truncated")
 FEWEST_WORDS = 30  # of a pair's answer, so that a truncated one is far from whole
 BOILERPLATE = 200  # characters: answers that begin alike for so long count as one
-MEASURES = ("r2", "spearman")
 BATCH_TOKENS = 4096
 Pair = tuple[str, str]
 
@@ -77,7 +75,7 @@ class Settings:
     max_tokens: int = 112  # of question and answer; what is longer is cut
     warm_up: int = 96
     validation: int = 48
-    held_out: int = 48
+    held_out: int = 64
     pool: int = 112
     truncated_words: int = 6
     sets: int = 48  # of each draw
@@ -85,7 +83,8 @@ class Settings:
     set_size: int = 16
     epochs: int = 2  # over a set; the warm-up takes one more
     batch_size: int = 8
-    learning_rates: tuple[float, ...] = (1e-3, 3e-4)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    single_rate: float = 3e-5  # of one small step a sample on pools alone, which is all that influence sees
     seed: int = 0
 
 
@@ -121,9 +120,8 @@ def read_subjects(folder: Path) -> dict[str, list[Pair]]:
 
 def read_history(folder: Path, rng: random.Random) -> list[Pair]:
     """A random paragraph of every chapter, under a question that is made of its heading; headings are unique."""
-    documents = read_lines(folder, HISTORY)
+    pairs, documents = [], read_lines(folder, HISTORY)
     titles = Counter(document["title"] for document in documents)
-    pairs = []
     for document in documents:
         long = [p for p in document["text"].split("\n") if len(p.split()) >= FEWEST_WORDS]
         if long and titles[document["title"]] == 1:  # "Introduction" says nothing of its chapter
@@ -137,21 +135,18 @@ def divide(subjects: dict[str, list[Pair]], history: list[Pair], settings: Setti
     counts = (settings.warm_up, settings.validation, settings.held_out, *[settings.pool] * (len(POOLS) - 1))
     if len(subjects) <= sum(counts) or len(history) < settings.pool:
         raise ValueError(
-            f"{len(subjects)} subjects in {MEDQUAD} and {len(history)} chapters in {HISTORY}; needed are more than "
-            f"{sum(counts)} and {settings.pool}: give the whole files"
+            f"{len(subjects)} subjects in {MEDQUAD} and {len(history)} chapters in {HISTORY}; give the whole files: "
+            f"needed are more than {sum(counts)} and {settings.pool}"
         )
-    names = rng.sample(sorted(subjects), len(subjects))
-    drawn = iter(names)
+    drawn = iter(rng.sample(sorted(subjects), len(subjects)))
     warm_up, validation, held_out, in_domain, moved, whole = (
         [rng.choice(subjects[next(drawn)]) for _ in range(count)] for count in counts
     )
-    answers = [answer for _, answer in moved]
-    words = settings.truncated_words
     pools = {
         "in_domain": in_domain,
         "history": rng.sample(history, settings.pool),
-        "shuffled": [(q, a) for (q, _), a in zip(moved, answers[1:] + answers[:1], strict=True)],
-        "truncated": [(question, " ".join(answer.split()[:words])) for question, answer in whole],
+        "shuffled": [(q, a) for (q, _), (_, a) in zip(moved, moved[1:] + moved[:1], strict=True)],
+        "truncated": [(question, " ".join(answer.split()[: settings.truncated_words])) for question, answer in whole],
     }
     return Parts([pair for name in drawn for pair in subjects[name]], warm_up, validation, held_out, pools)
 
@@ -174,9 +169,10 @@ def pretrain(pairs: Sequence[Pair], settings: Settings) -> ModelSpec:
     torch.manual_seed(settings.seed)
     model = build_model(tokenizer, "qwen3", settings.hidden_size, settings.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1, cycle_momentum=False)
-    rng = random.Random(settings.seed)
-    epochs = range(1 + steps * batch_size // len(examples))
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / min(20, steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    rng, epochs = random.Random(settings.seed), range(1 + steps * batch_size // len(examples))
     order = [example for _ in epochs for example in rng.sample(examples, len(examples))]
     with tqdm(range(steps), desc="pretraining", unit="step", mininterval=2) as bar:
         for step in bar:
@@ -196,16 +192,13 @@ def pretrain(pairs: Sequence[Pair], settings: Settings) -> ModelSpec:
 
 def warm_up(spec: ModelSpec, pairs: Sequence[Pair], settings: Settings) -> tuple[PeftModel, AdamMoments]:
     """The model with a LoRA adapter trained on the pairs, and Adam's state at its end."""
-    records = [
-        QAPair(question, answer, document_id="", rubric_id="", teacher="MedQuAD", seed=settings.seed, slot=slot)
-        for slot, (question, answer) in enumerate(pairs)
-    ]
+    origin = dict(document_id="", rubric_id="", teacher="MedQuAD", seed=settings.seed)
+    records = [QAPair(question, answer, slot=slot, **origin) for slot, (question, answer) in enumerate(pairs)]
     sizes = dict(epochs=settings.epochs + 1, batch_size=settings.batch_size, max_tokens=settings.max_tokens)
     tuning = FineTuning(**sizes, learning_rate=1e-3, schedule="constant")
     with tempfile.TemporaryDirectory() as folder:
-        out, scratch = Path(folder, "adapter"), Path(folder, "scratch")
-        lora = Lora(r=16, alpha=32)
-        fine_tune(spec, records, PROMPTS, lora, tuning, settings.seed, out, scratch, name="warm-up")
+        out, state, lora = Path(folder, "adapter"), Path(folder, "state"), Lora(r=16, alpha=32)
+        fine_tune(spec, records, PROMPTS, lora, tuning, settings.seed, out, state, name="warm-up")
         (checkpoint,) = list_checkpoints(out)
         return load_fine_tuned(spec, checkpoint), load_moments(checkpoint / "moments.safetensors")
 
@@ -215,56 +208,54 @@ def compare(sets: np.ndarray, gains: Sequence[float], predictors: dict[str, np.n
     found: dict = {"sets": len(sets), "mean_gain": tidy(np.mean(gains))}
     for predictor, values in predictors.items():
         agreement = asdict(measure_agreement(values[sets].mean(axis=1), gains, seed))
-        found[predictor] = {key: tidy(agreement[key]) for name in MEASURES for key in (name, f"{name}_ci95")}
+        found[predictor] = {key: tidy(value) for key, value in agreement.items() if key != "sets"}
     return found
 
 
 def tidy(figures: float | Sequence[float]) -> float | list[float]:
-    return np.round(figures, 4).tolist()
+    return np.round(np.asarray(figures, float), 5).tolist()
 
 
 def measure(parts: Parts, settings: Settings) -> dict:
     """All figures. Gains are in nats a token of held-out answers, positive where training lowers their loss.
 
-    `pools` has means and deviations over a pool's pairs; what depends on the learning rate of retraining stands beside
-    it for the first, and under `other_rates` for the others.
+    The agreement of sets is given at the first learning rate, and under `other_rates` at the others.
     """
     spec = pretrain(parts.pretraining, settings)
     model, moments = warm_up(spec, parts.warm_up, settings)
     tokenizer = load_tokenizer(spec)
     validation, held_out = (encode_all(tokenizer, pairs, settings) for pairs in (parts.validation, parts.held_out))
     candidates = encode_all(tokenizer, [pair for name in POOLS for pair in parts.pools[name]], settings)
-    direction = validation_gradients(model, validation, None, BATCH_TOKENS)["all"][None]
-    scorer = GradientScorer(model, direction, moments, momentum=False, batch_tokens=BATCH_TOKENS)
-    predictors = {
-        "influence": scorer.score(candidates)[:, 0].numpy(),
-        "similarity": embedding_similarity(model, candidates, validation, BATCH_TOKENS).numpy(),
-    }
-    size, count, seed = settings.pool, settings.sets, settings.seed
+    gradients = [validation_gradients(model, part, None, BATCH_TOKENS)["all"] for part in (validation, held_out)]
+    scorer = GradientScorer(model, torch.stack(gradients), moments, momentum=False, batch_tokens=BATCH_TOKENS)
+    scores = scorer.score(candidates).numpy()
+    similarity = embedding_similarity(model, candidates, validation, BATCH_TOKENS).numpy()
+    predictors = {"influence": scores[:, 0], "similarity": similarity}
+    size, seed = settings.pool, settings.seed
     rows_of = {name: np.arange(number * size, (number + 1) * size) for number, name in enumerate(POOLS)}
     draws = {
-        "uniform": draw_sets(len(candidates), count, settings.set_size, seed),
-        "in_domain": rows_of["in_domain"][draw_sets(size, count, settings.set_size, seed + 1)],
+        "uniform": draw_sets(len(candidates), settings.sets, settings.set_size, seed),
+        "in_domain": rows_of["in_domain"][draw_sets(size, settings.sets, settings.set_size, seed + 1)],
     }
     alone = {n: rows[draw_sets(size, settings.alone_sets, settings.set_size, seed)] for n, rows in rows_of.items()}
-    pools: dict = {name: {"pairs": size} for name in POOLS}
-    for name, rows in rows_of.items():
-        for predictor, values in predictors.items():
-            pools[name] |= {predictor: tidy(values[rows].mean()), f"{predictor}_sd": tidy(values[rows].std())}
-    by_rate = {}
-    for rate in settings.learning_rates:
-        recipe = Recipe(settings.epochs, settings.batch_size, rate)
+    pools: dict = {name: {"pairs": size, "gain": {}} for name in POOLS}
+    for name, (predictor, values) in product(POOLS, {**predictors, "influence_on_held_out": scores[:, 1]}.items()):
+        own = values[rows_of[name]]
+        pools[name] |= {predictor: tidy(own.mean()), f"{predictor}_sd": tidy(own.std())}
+    recipes = {f"{rate:g}": Recipe(settings.epochs, settings.batch_size, rate) for rate in settings.learning_rates}
+    by_rate: dict = {rate: {} for rate in recipes}
+    for label, recipe in {**recipes, "single": Recipe(1, 1, settings.single_rate)}.items():
         retraining = Retraining(model, moments, held_out, recipe, batch_tokens=BATCH_TOKENS)
-        figures: dict = {"held_out_loss": tidy(retraining.before), "pool_gains": {}}
         for name, sets in alone.items():
-            gains = train_all(retraining, candidates, sets, f"{name} alone, rate {rate:g}")
-            figures["pool_gains"][name] = {"mean": tidy(np.mean(gains)), "sets": tidy(gains)}
-        for name, sets in draws.items():
-            gains = train_all(retraining, candidates, sets, f"{name} sets, rate {rate:g}")
-            figures[name] = compare(sets, gains, predictors, seed)
-        by_rate[rate] = figures
-    first, *others = settings.learning_rates
-    return {"pools": pools, **by_rate[first], "other_rates": {f"{rate:g}": by_rate[rate] for rate in others}}
+            gains = train_all(retraining, candidates, sets, f"{name} alone, {label}")
+            pools[name]["gain"][label] = tidy(np.mean(gains))
+        for name, sets in draws.items() if label in recipes else ():
+            gains = train_all(retraining, candidates, sets, f"{name} sets, {label}")
+            by_rate[label][name] = compare(sets, gains, predictors, seed)
+    first = next(iter(by_rate))
+    figures = {"learning_rate": float(first), **by_rate.pop(first), "other_rates": by_rate}
+    alike = torch.cosine_similarity(*gradients, dim=0).item()  # 1: what helps validation questions helps held-out ones
+    return {"gradients_cosine": tidy(alike), "held_out_loss": tidy(retraining.before), "pools": pools, **figures}
 
 
 def train_all(retraining: Retraining, candidates: Sequence[Example], sets: np.ndarray, name: str) -> list[float]:
@@ -273,14 +264,16 @@ def train_all(retraining: Retraining, candidates: Sequence[Example], sets: np.nd
 
 
 def list_rows(found: dict) -> list[str]:
-    """What is printed: the figures at the first learning rate."""
-    rows = [f"{'pool':<12}{'influence':>12}{'similarity':>12}{'gain alone':>12}"]
+    """What is printed: pools with their gains by recipe, and the agreement at the first."""
+    rows = [f"{'pool':<12}{'influence':>12}{'similarity':>12}  gain alone"]
     for name, pool in found["pools"].items():
-        gain = found["pool_gains"][name]["mean"]
-        rows.append(f"{name:<12}{pool['influence']:>12.4f}{pool['similarity']:>12.4f}{gain:>12.4f}")
+        gains = ", ".join(f"{rate}: {gain:.4f}" for rate, gain in pool["gain"].items())
+        rows.append(f"{name:<12}{pool['influence']:>12.4f}{pool['similarity']:>12.4f}  {gains}")
     for draw, predictor in product(("uniform", "in_domain"), ("influence", "similarity")):
         figures = found[draw][predictor]
-        shown = [f"{figures[k]:.2f} ({' to '.join(f'{x:.2f}' for x in figures[k + '_ci95'])})" for k in MEASURES]
+        shown = [
+            f"{figures[k]:.2f} ({' to '.join(f'{x:.2f}' for x in figures[k + '_ci95'])})" for k in ("r2", "spearman")
+        ]
         rows.append(f"{draw:<12}{predictor:<12}R2 {shown[0]}, Spearman {shown[1]}")
     return rows
 
@@ -298,9 +291,7 @@ def main() -> None:
         parts = divide(subjects, read_history(arguments.data, random.Random(settings.seed)), settings)
     except ValueError as error:
         sys.exit(str(error))
-    started = time.perf_counter()
-    found = {"machine": describe_machine(threads=1), **measure(parts, settings)}
-    found |= {"seconds": round(time.perf_counter() - started), "settings": asdict(settings)}
+    found = {"machine": describe_machine(threads=1), **measure(parts, settings), "settings": asdict(settings)}
     write_metrics(arguments.json, found)
     print("\n".join(list_rows(found)))
 

@@ -1,4 +1,6 @@
 import os
+import sys
+import time
 
 import pytest
 import torch
@@ -64,3 +66,31 @@ def test_results_are_the_same_numbers_on_any_number_of_workers():
 def test_an_error_in_a_job_is_raised_here_as_it_is(workers):
     with pytest.raises(ValueError, match="job 1 cannot be done"):
         run_jobs(fail, [(number,) for number in range(3)], Machine(workers=workers))
+
+
+def add_up_and_say(seed):
+    print(f"seed {seed}", file=sys.stderr)
+    return add_up(seed)
+
+
+def test_workers_write_to_standard_error_and_train_after_this_process_did(capfd):
+    torch.set_num_threads(2)
+    weights = torch.ones(512, 512, requires_grad=True)
+    (weights @ weights).sum().backward()  # threads of its own, which a forked worker lacks
+    results = run_jobs(add_up_and_say, [(0,), (1,)], Machine(workers=2, threads=1))
+    assert results == run_jobs(add_up, [(0,), (1,)], Machine(threads=1))
+    assert sorted(capfd.readouterr().err.split("\n")) == ["", "seed 0", "seed 1"]
+
+
+def test_no_job_is_begun_after_an_error(tmp_path):
+    jobs = [(tmp_path / f"{number}", number == 0) for number in range(40)]
+    with pytest.raises(ValueError, match="the first job"):
+        run_jobs(leave_a_mark, jobs, Machine(workers=2, threads=1))
+    assert len(list(tmp_path.iterdir())) < 20
+
+
+def leave_a_mark(path, fails):
+    path.touch()
+    if fails:
+        raise ValueError("the first job cannot be done")
+    time.sleep(0.1)

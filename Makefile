@@ -25,7 +25,7 @@ repro: .venv/core.done
 	.venv/bin/python -m rubric_influence.results
 
 test: .venv/test.done
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/jupyter.done
 	.venv/bin/jupyter lab notebooks

@@ -130,3 +130,8 @@ def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
             row["options"] = tuple(row["options"])
         records.append(kind(**row))
     return records
+
+
+def keep_valid(records: Iterable[Record]) -> list[Record]:
+    """The rubrics or pairs without a problem."""
+    return [record for record in records if not record.problem]

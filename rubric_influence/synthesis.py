@@ -147,10 +147,6 @@ def follow_rubrics(documents: Sequence[Document], rubrics: Iterable[Rubric]) -> 
     return [(by_id[rubric.document_id], rubric, rubric.slot) for rubric in rubrics if not rubric.problem]
 
 
-def keep_valid(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if not record.problem]
-
-
 def count_records(records: Sequence[Record]) -> dict[str, object]:
     """How many were requested, how many are valid, and the reasons of the others; the counts add up."""
     problems: dict[str, int] = {}

@@ -5,6 +5,9 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+# Read by torch as it is imported. Two workers of several threads each would wait for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 
@@ -18,6 +21,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # No test depends on how fast the machine is, so an example may take as long as it likes.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The runs of whole pipelines go first: with several workers, the longest must not be left to the last."""
+    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_pubmedqa.py"))
 
 
 @pytest.fixture(scope="session")

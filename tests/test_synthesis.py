@@ -5,13 +5,12 @@ import pytest
 
 from rubric_influence.generation import Completion, open_engine
 from rubric_influence.journal import Journal
-from rubric_influence.records import Document, QAPair, Rubric, read_records, write_records
+from rubric_influence.records import Document, QAPair, Rubric, keep_valid, read_records, write_records
 from rubric_influence.synthesis import (
     ask_until_valid,
     count_records,
     deal_rubrics,
     follow_rubrics,
-    keep_valid,
     write_pairs,
     write_rubrics,
 )

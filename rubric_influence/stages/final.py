@@ -21,13 +21,12 @@ from rubric_influence.layout import (
     seed_folder,
 )
 from rubric_influence.metrics import write_metrics
-from rubric_influence.records import Document, ExamItem, QAPair, Rubric, read_records, write_records
+from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid, read_records, write_records
 from rubric_influence.scoring import VALIDATION, TargetScorer
 from rubric_influence.synthesis import (
     count_records,
     deal_rubrics,
     follow_rubrics,
-    keep_valid,
     write_pairs,
     write_rubrics,
 )

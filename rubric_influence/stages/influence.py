@@ -8,10 +8,9 @@ from rubric_influence.config import Config
 from rubric_influence.jobs import run_jobs
 from rubric_influence.layout import EXAM, INFLUENCE, INITIAL, METRICS, WARMUP, seed_folder
 from rubric_influence.metrics import write_metrics
-from rubric_influence.records import ExamItem, QAPair, Rubric, read_records
+from rubric_influence.records import ExamItem, QAPair, Rubric, keep_valid, read_records
 from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer
 from rubric_influence.stages.warmup import choose_pairs
-from rubric_influence.synthesis import keep_valid
 
 
 def score_initial_sets(config: Config) -> pd.DataFrame:

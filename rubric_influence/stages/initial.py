@@ -8,8 +8,8 @@ from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import Journal, scratch_folder
 from rubric_influence.layout import DOCUMENTS, INITIAL, METRICS, fingerprint, seed_folder
 from rubric_influence.metrics import write_metrics
-from rubric_influence.records import Document, QAPair, Rubric, read_records, write_records
-from rubric_influence.synthesis import count_records, follow_rubrics, keep_valid, write_pairs, write_rubrics
+from rubric_influence.records import Document, QAPair, Rubric, keep_valid, read_records, write_records
+from rubric_influence.synthesis import count_records, follow_rubrics, write_pairs, write_rubrics
 
 
 def make_initial_sets(config: Config) -> dict[int, tuple[list[Rubric], list[QAPair]]]:

@@ -6,8 +6,7 @@ from rubric_influence.config import Config
 from rubric_influence.lab.coverage import tabulate_choices
 from rubric_influence.lab.world import load_field
 from rubric_influence.layout import ANSWERS, FINAL, seed_folder
-from rubric_influence.records import QAPair, Rubric, read_records
-from rubric_influence.synthesis import keep_valid
+from rubric_influence.records import QAPair, Rubric, keep_valid, read_records
 
 COMPARED = ("initial", "optimised")
 

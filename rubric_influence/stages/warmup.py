@@ -9,9 +9,8 @@ from rubric_influence.config import Config, Warmup
 from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import scratch_folder
 from rubric_influence.layout import INITIAL, WARMUP, fingerprint, seed_folder
-from rubric_influence.records import QAPair, read_records
+from rubric_influence.records import QAPair, keep_valid, read_records
 from rubric_influence.sft import fine_tune
-from rubric_influence.synthesis import keep_valid
 
 
 def warm_up_targets(config: Config) -> pd.DataFrame:

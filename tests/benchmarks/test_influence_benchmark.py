@@ -38,7 +38,7 @@ def test_case_is_a_warmed_up_target_with_questions_about_others_than_the_candida
     wordings = sum(len(medicine.attributes[topic].technical) for topic in medicine.exam_topics)
     assert len(case.validation) == len(case.topics) == len(case.held_out) == 2 * wordings
     assert sorted(set(case.topics)) == sorted(medicine.exam_topics) and len(case.candidates) == 33
-    assert case.moments.step == 3 and not case.model.training  # three epochs of one batch
+    assert case.moments.step == 10 and not case.model.training  # ten epochs of one batch
     names = set(load_tokenizer(BASE).convert_tokens_to_ids(medicine.entity_names))
     validation, held_out, candidates = (
         names & {i for example in part for i in example.input_ids}
@@ -70,7 +70,8 @@ def test_speed_parts_hold_their_figures_and_the_lab_has_names_of_its_own(case, t
     lab = speed.use_case(case)
     found = speed.measure_exact(tiny, repeats=1) | speed.measure_exact(lab, repeats=1)
     found |= speed.measure_forward_only(tiny, repeats=1)
-    wanted = {name for section, name in GOALS if section == "speed"} - {"memory_over_plain_step"}
+    elsewhere = {"memory_over_plain_step", "exact_over_published_path"}
+    wanted = {name for section, name in GOALS if section == "speed"} - elsewhere
     assert found.keys() >= wanted | {"exact_over_plain_step_lab", "exact_over_batch1"}
     assert all(value > 0 for value in found.values())
 

@@ -23,7 +23,7 @@ PROMPTS = Prompts(
     rubric="{document}", pair="{document} {rubric}", pair_without_rubric="{document}", expert_rubrics=["none"]
 )
 LORA = Lora(r=16, alpha=32)
-WARM_UP = FineTuning(epochs=10, batch_size=16, learning_rate=4e-3, schedule="constant", max_tokens=128)
+WARM_UP = FineTuning(epochs=10, batch_size=16, learning_rate=4e-3, schedule="linear", max_tokens=128)
 DOCUMENTS = 48  # entities that warm-up and candidates are about; the validation's are others
 
 

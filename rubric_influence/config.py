@@ -200,7 +200,7 @@ class RubricRL(Section):
     loss: Literal["dr_grpo", "grpo", "dapo"] = "dr_grpo"
     pairs_per_rubric: Count = 1
     invalid_penalty: Annotated[float, Field(ge=0)] = 0.1
-    reward: Literal["influence", "set_influence"]
+    reward: Literal["set_influence", "influence", "published", "random", "shuffled"]
     save_every: Count = 10
     lora: Lora | None = None  # null: full fine-tuning
     vllm: Literal["off", "colocate", "server"] = "off"

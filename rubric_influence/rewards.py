@@ -17,6 +17,34 @@ def reward_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, invalid_
     return torch.where(valid_n, influence_nk.mean(dim=1), penalty_n)
 
 
+def reward_published(influence_nk: torch.Tensor, valid_n: torch.Tensor) -> torch.Tensor:
+    """The reward of OptimSyn's published code, [n], for comparison: (x - min x) / (max x - min x) over the batch.
+
+    x is the influence, the mean over directions, and 0 where invalid: an invalid rubric does better than one of
+    negative influence, and how much a rubric is worth depends on the batch's extremes. 0 for all where x does not vary.
+    """
+    x_n = reward_influence(influence_nk, valid_n, 0.0)
+    spread = x_n.max() - x_n.min()
+    return (x_n - x_n.min()) / spread if spread > 0 else torch.zeros_like(x_n)
+
+
+def reward_random(valid_n: torch.Tensor, invalid_penalty: float, seed: int) -> torch.Tensor:
+    """A control, [n]: uniform in [0, 1) for a valid rubric whatever it led to, else minus the penalty.
+
+    A gain by this reward would be a gain by training as such, and a benchmark that shows one is broken.
+    """
+    drawn_n = torch.rand(len(valid_n), generator=torch.Generator().manual_seed(seed))
+    return torch.where(valid_n, drawn_n, torch.full_like(drawn_n, -invalid_penalty))
+
+
+def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: int) -> torch.Tensor:
+    """A control: the valid rubrics' influence dealt out anew among them, [n, k], so that none tells of its rubric."""
+    rows = valid_n.nonzero().flatten()
+    dealt_nk = influence_nk.clone()
+    dealt_nk[rows] = influence_nk[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]]
+    return dealt_nk
+
+
 @dataclass(frozen=True)
 class EarnedInfluence:
     """The positive influence that recent batches earned along each direction: the state of the set-level reward."""

@@ -15,13 +15,21 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from rubric_influence.config import Config
+from rubric_influence.diagnostics import describe_batch
 from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, TransformersEngine
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_pair, ask_rubric
 from rubric_influence.records import Document
-from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
+from rubric_influence.rewards import (
+    EarnedInfluence,
+    reward_influence,
+    reward_published,
+    reward_random,
+    reward_set_influence,
+    shuffle_influence,
+)
 from rubric_influence.sft import build_lora, find_whole_checkpoint
 
 # Questions and answers -> influence [pairs, directions], as scoring.TargetScorer: along all validation questions first,
@@ -52,22 +60,29 @@ class RubricReward:
             rows.append({"step": step, "document_id": document, "rubric": text, "problem": problem, "pairs": []})
         self.ask_teacher(rows, step)
         scores_nk, valid_n = self.score_rows(rows)
-        influence_n, guard_n = scores_nk[:, 0], scores_nk[:, -1]
-        penalty = self.config.rl.invalid_penalty
-        if self.config.rl.reward == "influence":
-            reward_n = reward_influence(scores_nk[:, :1], valid_n, penalty)
-        else:
-            reward_n, self.earned = reward_set_influence(select_groups(scores_nk), valid_n, self.earned, penalty)
-        rewards = reward_n.tolist()
+        rewards = self.reward(scores_nk, valid_n, step).tolist()
         for row, reward in zip(rows, rewards, strict=True):
             row["reward"] = reward
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        log_metric("valid", valid_n.float().mean().item())
-        log_metric("influence", influence_n[valid_n].mean().item() if valid_n.any() else 0.0)
-        log_metric("guard_influence", guard_n[valid_n].mean().item() if valid_n.any() else 0.0)
-        log_metric("distinct_rubrics", len({row["rubric"] for row in rows}) / len(rows))
+        for name, value in describe_batch(rows, scores_nk, valid_n).items():
+            log_metric(name, value)
         return rewards
+
+    def reward(self, scores_nk: torch.Tensor, valid_n: torch.Tensor, step: int) -> torch.Tensor:
+        """The reward of every row, [n], by the name in the profile (rubric_influence.rewards)."""
+        kind, penalty = self.config.rl.reward, self.config.rl.invalid_penalty
+        all_n1, draw = scores_nk[:, :1], self.seed * 1_000_003 + step
+        if kind == "set_influence":
+            reward_n, self.earned = reward_set_influence(select_groups(scores_nk), valid_n, self.earned, penalty)
+            return reward_n
+        if kind == "published":
+            return reward_published(all_n1, valid_n)
+        if kind == "random":
+            return reward_random(valid_n, penalty, draw)
+        if kind == "shuffled":
+            all_n1 = shuffle_influence(all_n1, valid_n, draw)
+        return reward_influence(all_n1, valid_n, penalty)
 
     def ask_teacher(self, rows: list[dict], step: int) -> None:
         """Put `pairs_per_rubric` pairs into every row that has a rubric."""

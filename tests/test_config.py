@@ -93,7 +93,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked(profile):
         ("rl", "kl", -0.1, "rl.kl: .*found -0.1"),
         ("warmup", "micro_batch", 3, r"warmup: micro_batch \(3\) must divide batch_size \(2\)"),
         ("rl", "micro_batch", 3, r"rl: micro_batch \(3\) must divide documents_per_step \* group_size \(2\)"),
-        ("rl", "reward", "random", "rl.reward: .*'influence' or 'set_influence'; found 'random'"),
+        ("rl", "reward", "gold", "rl.reward: .*'set_influence', 'influence', .* or 'shuffled'; found 'gold'"),
         ("synthesis", "constrained", "yes", "synthesis.constrained: .*boolean; found 'yes'"),
         ("warmup", "fraction", 0.0, "warmup.fraction: .*found 0.0"),
         ("warmup", "adam_betas", [0.9], "warmup.adam_betas"),

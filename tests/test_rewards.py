@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.rewards import EarnedInfluence, reward_influence, reward_set_influence
+from rubric_influence.rewards import (
+    EarnedInfluence,
+    reward_influence,
+    reward_published,
+    reward_random,
+    reward_set_influence,
+    shuffle_influence,
+)
 
 NAN = float("nan")
 masses = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=6)
@@ -94,3 +101,41 @@ def test_one_direction_makes_both_rewards_equal():
     influence_nk, valid_n = torch.tensor([[0.3], [-0.2], [0.9]]), torch.tensor([True, True, False])
     set_reward, _ = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
     torch.testing.assert_close(set_reward, reward_influence(influence_nk, valid_n, 0.1))
+
+
+def test_the_published_reward_pays_an_invalid_rubric_more_than_a_harmful_one():
+    influence_nk = torch.tensor([[0.3], [NAN], [-0.1]])
+    # 0.3, 0 for the invalid one, and -0.1, from 0 at the least to 1 at the most.
+    rewards = reward_published(influence_nk, torch.tensor([True, False, True]))
+    torch.testing.assert_close(rewards, torch.tensor([1.0, 0.25, 0.0]))
+
+
+def test_the_published_reward_is_zero_where_nothing_varies():
+    for influence_nk, valid in ((torch.full((3, 2), 0.4), True), (torch.full((3, 2), NAN), False)):
+        assert reward_published(influence_nk, torch.tensor([valid] * 3)).tolist() == [0.0] * 3
+
+
+def test_the_random_reward_tells_validity_alone():
+    valid_n = torch.arange(4000) % 2 == 0
+    rewards = reward_random(valid_n, 0.1, seed=3)
+    assert torch.equal(rewards, reward_random(valid_n, 0.1, seed=3))
+    assert not torch.equal(rewards, reward_random(valid_n, 0.1, seed=4))
+    assert (rewards[~valid_n] == torch.tensor(-0.1)).all()
+    assert rewards[valid_n].min() >= 0 and rewards[valid_n].max() < 1
+    assert rewards[valid_n].mean().item() == pytest.approx(0.5, abs=0.03)  # six standard errors
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 99))
+def test_shuffling_deals_whole_rows_among_the_valid(valid, seed):
+    valid_n = torch.tensor(valid)
+    influence_nk = torch.arange(2.0 * len(valid)).reshape(-1, 2)
+    dealt_nk = shuffle_influence(influence_nk, valid_n, seed)
+    assert torch.equal(dealt_nk[~valid_n], influence_nk[~valid_n])
+    assert sorted(dealt_nk.tolist()) == influence_nk.tolist()
+    assert torch.equal(influence_nk, torch.arange(2.0 * len(valid)).reshape(-1, 2))  # not in place
+
+
+def test_shuffling_breaks_the_link():
+    influence_nk = torch.arange(1000.0)[:, None]
+    dealt_nk = shuffle_influence(influence_nk, torch.ones(1000, dtype=torch.bool), seed=0)
+    assert abs(torch.corrcoef(torch.cat([influence_nk, dealt_nk], dim=1).T)[0, 1]) < 0.15  # 4.7 standard errors

@@ -85,7 +85,8 @@ def test_a_rubric_gets_its_pairs_influence_and_an_invalid_one_the_penalty(plain,
     rewards = call(reward, [GOOD, *malformed, GOOD], 0, metrics)
     # Influence along all validation questions, and three penalties; groups and guard count for nothing.
     assert rewards == pytest.approx([0.3, -0.1, -0.1, -0.1, 0.2])
-    assert metrics == pytest.approx(dict(valid=0.4, influence=0.25, guard_influence=0.0, distinct_rubrics=0.8))
+    shown = {name: metrics[name] for name in ("valid", "influence", "guard_influence", "distinct_rubrics")}
+    assert shown == pytest.approx(dict(valid=0.4, influence=0.25, guard_influence=0.0, distinct_rubrics=0.8))
     asked = "document : velomab is a drug . rubric : ask a short answer question pair :"
     assert reward.teacher.asked == [asked, asked]  # nothing is asked for an invalid rubric
 
@@ -118,6 +119,19 @@ def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
     assert first == pytest.approx([0.24, 0.24])
     # Mass (0.2 + 0.4) / 2 and 0.3 / 2, weights 2/3 and 4/3: (2/3 * 0.4) / 2.
     assert call(reward, [GOOD], 1) == pytest.approx([0.4 / 3])
+
+
+def test_rewards_for_comparison_read_what_their_names_say(lab_config, tmp_path):
+    found = {}
+    for kind in ("published", "random", "shuffled"):
+        config = lab_config({"rl": {"reward": kind, "invalid_penalty": 0.25}})
+        reward = make_reward(config, tmp_path / kind, [write_pair("a"), write_pair("b"), write_pair("c")] * 2)
+        found[kind] = call(reward, [GOOD, GOOD, "no rubric", GOOD], 0), call(reward, [GOOD, GOOD, "no rubric", GOOD], 1)
+    assert found["published"][0] == pytest.approx([0.6, 0.4, 0.0, 1.0])  # of 0.3, 0.2, invalid: 0, and 0.5
+    for kind in ("random", "shuffled"):
+        assert {rewards[2] for rewards in found[kind]} == {-0.25}
+    assert all(sorted(rewards) == pytest.approx([-0.25, 0.2, 0.3, 0.5]) for rewards in found["shuffled"])
+    assert found["random"][0] != found["random"][1] and min(found["random"][0][:2]) >= 0
 
 
 def test_trajectories_hold_what_led_to_every_reward(plain, tmp_path):

@@ -23,7 +23,10 @@ from rubric_influence.rl import train_rubric_generator
 from rubric_influence.scoring import TargetScorer
 from rubric_influence.sft import list_checkpoints
 
-LOGGED = ("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "entropy", "kl")
+LOGGED = (
+    *("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "duplicate_pairs", "covered_directions"),
+    *("between_documents", "length_correlation", "entropy", "kl"),
+)
 
 
 def optimise_generators(config: Config) -> pd.DataFrame:

@@ -162,7 +162,7 @@ class Influence(Section):
 
     estimator: Literal["adam", "linear", "gradient", "forward"] = "adam"
     momentum: bool  # whether Gamma holds the first moment, a direction common to all samples
-    normalise: bool = True  # cosines; false: dot products
+    normalise: bool = False  # true: cosines, as the paper; dot products predict better what training gains
     batch_tokens: Count  # padded tokens of a batch that is scored at once
     directions: Literal["mean", "topics", "clusters"]  # what the reward sums over: one validation gradient or several
     clusters: Count = 6
@@ -170,7 +170,9 @@ class Influence(Section):
     @model_validator(mode="after")
     def has_a_norm(self) -> "Influence":
         if self.estimator == "forward" and self.normalise:
-            raise ValueError("the forward estimator gives dot products, no cosines; set normalise: false with it")
+            raise ValueError(
+                "the forward estimator gives dot products, no cosines; leave normalise out, or set it to false"
+            )
         return self
 
 
@@ -199,7 +201,9 @@ class RubricRL(Section):
     scale_rewards: Literal["none", "group", "batch"] = "none"
     loss: Literal["dr_grpo", "grpo", "dapo"] = "dr_grpo"
     pairs_per_rubric: Count = 1
-    invalid_penalty: Annotated[float, Field(ge=0)] = 0.1
+    invalid_penalty: Annotated[float, Field(ge=0)] = (
+        1.0  # in the unit of the reward; with set_influence the mean is near 1
+    )
     reward: Literal["set_influence", "influence", "published", "random", "shuffled"]
     save_every: Count = 10
     lora: Lora | None = None  # null: full fine-tuning

@@ -23,7 +23,7 @@ def plot_influence(scores: pd.DataFrame) -> Figure:
     for seed, rows in scores.groupby("seed"):
         left.hist(rows["validation"], bins=30, histtype="step", label=f"seed {seed}")
     left.axvline(0, color=GREY, linewidth=1)
-    left.set(xlabel="influence (cosine)", ylabel="pairs")
+    left.set(xlabel="influence", ylabel="pairs")
     left.legend(frameon=False)
     right.scatter(scores["validation"], scores["guard"], s=6, alpha=0.5, color=BLUE, edgecolors="none")
     right.axhline(0, color=GREY, linewidth=1)
@@ -78,7 +78,7 @@ def plot_training(log: pd.DataFrame) -> Figure:
     left.plot(mean.index, mean["influence"], color=BLUE, label="validation (rewarded)")
     left.plot(mean.index, mean["guard_influence"], color=ORANGE, label="guard (never rewarded)")
     left.axhline(0, color=GREY, linewidth=1)
-    left.set(xlabel="step", ylabel="influence (cosine)")
+    left.set(xlabel="step", ylabel="influence")
     left.legend(frameon=False)
     right.plot(mean.index, mean["valid"], color=BLUE, label="valid")
     right.plot(mean.index, mean["distinct_rubrics"], color=ORANGE, label="distinct wordings")

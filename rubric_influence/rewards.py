@@ -38,7 +38,7 @@ def reward_random(valid_n: torch.Tensor, invalid_penalty: float, seed: int) -> t
 
 
 def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: int) -> torch.Tensor:
-    """A control: the valid rubrics' influence dealt out anew among them, [n, k], so that none tells of its rubric."""
+    """A control: the valid rubrics' influence dealt out anew among them, [n, k]."""
     rows = valid_n.nonzero().flatten()
     dealt_nk = influence_nk.clone()
     dealt_nk[rows] = influence_nk[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]]
@@ -60,14 +60,13 @@ class EarnedInfluence:
 
     @property
     def weights_k(self) -> torch.Tensor:
-        """Inverse of the mass, scaled to mean 1: the gradient of sum_k log(mass_k), a concave utility of the set.
+        """1 / mass_k: the gradient of sum_k log(mass_k), a concave utility of the set. Ones if nothing was earned.
 
         A direction that earned less than a twentieth of the mean counts as if it had earned that much, so that one
         that no pair can reach does not drown the others.
         """
-        floor = self.mass_k.mean().clamp(min=1e-12) / 20
-        inverse_k = 1 / self.mass_k.clamp(min=floor)
-        return inverse_k / inverse_k.mean()
+        mean = self.mass_k.mean()
+        return 1 / self.mass_k.clamp(min=mean / 20) if mean > 0 else torch.ones_like(self.mass_k)
 
 
 def reward_set_influence(
@@ -75,9 +74,10 @@ def reward_set_influence(
 ) -> tuple[torch.Tensor, EarnedInfluence]:
     """The set-level reward, [n], and the state after this batch.
 
-    R = Valid * mean_k(w_k * IF_k) - penalty * (1 - Valid), w_k the inverse of the influence already earned along
-    direction k. A departure from the paper: with its reward, training collapses onto the direction that pays most;
-    with diminishing returns each direction pays less the more it has been served.
+    R = Valid * mean_k(IF_k / mass_k) - penalty * (1 - Valid), mass_k the influence already earned along direction k.
+    A departure from the paper: with its reward, training collapses onto the direction that pays most; with diminishing
+    returns each direction pays less the more it has been served. Influence in any unit gives the same reward, which is
+    1 for a rubric that adds to every direction what valid rubrics added of late.
     """
     earned = earned.update(influence_nk, valid_n)
     if earned.mass_k is None:

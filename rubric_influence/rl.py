@@ -35,6 +35,7 @@ from rubric_influence.sft import build_lora, find_whole_checkpoint
 # Questions and answers -> influence [pairs, directions], as scoring.TargetScorer: along all validation questions first,
 # then along groups of them, if any; last the guard's, which is logged and never optimised.
 Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
+SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was earned
 
 
 class RubricReward:
@@ -73,15 +74,16 @@ class RubricReward:
         """The reward of every row, [n], by the name in the profile (rubric_influence.rewards)."""
         kind, penalty = self.config.rl.reward, self.config.rl.invalid_penalty
         all_n1, draw = scores_nk[:, :1], self.seed * 1_000_003 + step
-        if kind == "set_influence":
-            reward_n, self.earned = reward_set_influence(select_groups(scores_nk), valid_n, self.earned, penalty)
+        if kind in SET_LEVEL:
+            groups_nk = select_groups(scores_nk)
+            if kind == "shuffled":
+                groups_nk = shuffle_influence(groups_nk, valid_n, draw)
+            reward_n, self.earned = reward_set_influence(groups_nk, valid_n, self.earned, penalty)
             return reward_n
         if kind == "published":
             return reward_published(all_n1, valid_n)
         if kind == "random":
             return reward_random(valid_n, penalty, draw)
-        if kind == "shuffled":
-            all_n1 = shuffle_influence(all_n1, valid_n, draw)
         return reward_influence(all_n1, valid_n, penalty)
 
     def ask_teacher(self, rows: list[dict], step: int) -> None:
@@ -124,7 +126,7 @@ class RubricReward:
         whole = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
         rows = [row for row in map(json.loads, whole) if row["step"] < step]
         self.log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        if self.config.rl.reward == "set_influence":
+        if self.config.rl.reward in SET_LEVEL:
             for number in range(step):
                 means = [average_influence(row) for row in rows if row["step"] == number]
                 if valid := [mean for mean in means if mean is not None]:

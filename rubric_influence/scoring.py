@@ -54,9 +54,9 @@ class TargetScorer:
 
     `names` are the directions': first "validation", the gradient of all validation items, then those of its topics or
     clusters (none where influence.directions is mean), last "guard". Calling it with (question, answer) pairs gives
-    fp32 cosines [pairs, directions], positive where the step on the pair lowers that part's loss, summed over the
-    warm-up's checkpoints by learning rate (rubric_influence.influence.scorers); dot products instead of cosines with
-    influence.normalise off.
+    fp32 scores [pairs, directions], positive where the step on the pair lowers that part's loss, summed over the
+    warm-up's checkpoints by learning rate (rubric_influence.influence.scorers): dot products, or cosines with
+    influence.normalise.
     """
 
     def __init__(self, config: Config, warmup: str | Path, exam: Sequence[ExamItem], seed: int):

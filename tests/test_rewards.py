@@ -29,8 +29,7 @@ def test_the_influence_of_invalid_rubrics_is_never_read():
         influence_nk = torch.tensor([[0.2, 0.6], [unread, unread]])
         rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
         torch.testing.assert_close(earned.mass_k, torch.tensor([0.2, 0.6]))
-        # Weights 1/0.2 and 1/0.6 scaled to mean 1: 1.5 and 0.5. (1.5 * 0.2 + 0.5 * 0.6) / 2 = 0.3
-        torch.testing.assert_close(rewards, torch.tensor([0.3, -0.1]))
+        torch.testing.assert_close(rewards, torch.tensor([1.0, -0.1]))  # (0.2 / 0.2 + 0.6 / 0.6) / 2
 
 
 def test_only_positive_influence_is_earned():
@@ -57,9 +56,8 @@ def test_a_batch_without_a_valid_rubric_earns_nothing_and_costs_the_penalty():
 
 
 def test_a_direction_that_nothing_reaches_counts_as_a_twentieth_of_the_mean():
-    # Mean mass 0.15, floor 0.0075. Inverses 10/3 and 400/3, of mean 205/3.
     weights_k = EarnedInfluence(torch.tensor([0.3, 0.0])).weights_k
-    torch.testing.assert_close(weights_k, torch.tensor([2 / 41, 80 / 41]))
+    torch.testing.assert_close(weights_k, torch.tensor([1 / 0.3, 1 / 0.0075]))  # mean mass 0.15
 
 
 def test_nothing_earned_yet_means_equal_weights():
@@ -67,10 +65,9 @@ def test_nothing_earned_yet_means_equal_weights():
 
 
 @given(masses)
-def test_weights_have_mean_one_and_fall_with_mass(mass):
+def test_weights_fall_with_mass(mass):
     mass_k = torch.tensor(mass)
     weights_k = EarnedInfluence(mass_k).weights_k
-    assert weights_k.mean().item() == pytest.approx(1, rel=1e-5)
     by_mass = weights_k[mass_k.argsort()]
     assert (by_mass.diff() <= 1e-6 * by_mass[:-1]).all()
 
@@ -87,20 +84,33 @@ def test_a_direction_that_is_served_pays_less_from_batch_to_batch():
     influence_nk = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 0.5]])
     valid_n = torch.ones(3, dtype=torch.bool)
     rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
-    # Mass 1/3 and 1/6, weights 2/3 and 4/3: the crowd's rubrics get (2/3 * 0.5) / 2, the other (4/3 * 0.5) / 2.
-    torch.testing.assert_close(rewards, torch.tensor([1 / 6, 1 / 6, 1 / 3]))
+    # Mass 1/3 and 1/6: the crowd's rubrics get (0.5 / (1/3)) / 2, the other (0.5 / (1/6)) / 2.
+    torch.testing.assert_close(rewards, torch.tensor([0.75, 0.75, 1.5]))
     only_first = influence_nk[[0, 0, 0]]
-    paid = [rewards[0].item()]
+    paid, owed = [rewards[0].item()], [rewards[2].item()]
     for _ in range(3):
         rewards, earned = reward_set_influence(only_first, valid_n, earned, 0.1)
         paid.append(rewards[0].item())
-    assert paid == sorted(paid, reverse=True) and paid[-1] < paid[0] / 2
+        owed.append((influence_nk[2] * earned.weights_k).mean().item())  # for the other direction, had one served it
+    assert paid == sorted(paid, reverse=True) and owed == sorted(owed)
+    assert owed[-1] / paid[-1] > 5 * owed[0] / paid[0]
 
 
-def test_one_direction_makes_both_rewards_equal():
-    influence_nk, valid_n = torch.tensor([[0.3], [-0.2], [0.9]]), torch.tensor([True, True, False])
-    set_reward, _ = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
-    torch.testing.assert_close(set_reward, reward_influence(influence_nk, valid_n, 0.1))
+@given(st.floats(1e-3, 1e3, width=32))
+def test_the_set_level_reward_is_the_same_in_any_unit(unit):
+    influence_nk = torch.tensor([[0.5, -0.3], [0.1, 0.2], [NAN, NAN], [-0.2, 0.4]])
+    valid_n = torch.tensor([True, True, False, True])
+    rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.7)
+    again, other = reward_set_influence(unit * influence_nk, valid_n, EarnedInfluence(), 0.7)
+    torch.testing.assert_close(again, rewards, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other.mass_k, unit * earned.mass_k)
+
+
+def test_along_one_direction_the_set_level_reward_is_the_papers_over_what_was_earned():
+    influence_nk, valid_n = torch.tensor([[0.3], [-0.2], [0.9]]), torch.tensor([True, True, True])
+    set_reward, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
+    assert earned.mass_k.item() == pytest.approx(0.4)  # (0.3 + 0 + 0.9) / 3
+    torch.testing.assert_close(set_reward, reward_influence(influence_nk, valid_n, 0.1) / 0.4)
 
 
 def test_the_published_reward_pays_an_invalid_rubric_more_than_a_harmful_one():

@@ -115,22 +115,24 @@ def test_several_pairs_of_a_rubric_are_averaged_over_the_valid_ones(lab_config, 
 def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
     reward = make_reward(set_level, tmp_path / "log", [write_pair("a"), write_pair("c"), write_pair("a")])
     first = call(reward, [GOOD, GOOD], 0)
-    # Mass 0.2 and 0.3, weights 1.2 and 0.8: (1.2 * 0.4) / 2 and (0.8 * 0.6) / 2.
-    assert first == pytest.approx([0.24, 0.24])
-    # Mass (0.2 + 0.4) / 2 and 0.3 / 2, weights 2/3 and 4/3: (2/3 * 0.4) / 2.
-    assert call(reward, [GOOD], 1) == pytest.approx([0.4 / 3])
+    # Mass 0.2 and 0.3: (0.4 / 0.2) / 2 and (0.6 / 0.3) / 2.
+    assert first == pytest.approx([1.0, 1.0])
+    # Mass (0.2 + 0.4) / 2 and 0.3 / 2: (0.4 / 0.3) / 2.
+    assert call(reward, [GOOD], 1) == pytest.approx([2 / 3])
 
 
 def test_rewards_for_comparison_read_what_their_names_say(lab_config, tmp_path):
     found = {}
-    for kind in ("published", "random", "shuffled"):
+    for kind in ("published", "random", "shuffled", "set_influence"):
         config = lab_config({"rl": {"reward": kind, "invalid_penalty": 0.25}})
         reward = make_reward(config, tmp_path / kind, [write_pair("a"), write_pair("b"), write_pair("c")] * 2)
         found[kind] = call(reward, [GOOD, GOOD, "no rubric", GOOD], 0), call(reward, [GOOD, GOOD, "no rubric", GOOD], 1)
     assert found["published"][0] == pytest.approx([0.6, 0.4, 0.0, 1.0])  # of 0.3, 0.2, invalid: 0, and 0.5
     for kind in ("random", "shuffled"):
         assert {rewards[2] for rewards in found[kind]} == {-0.25}
-    assert all(sorted(rewards) == pytest.approx([-0.25, 0.2, 0.3, 0.5]) for rewards in found["shuffled"])
+    for shuffled, default in zip(found["shuffled"], found["set_influence"], strict=True):
+        assert sorted(shuffled) == pytest.approx(sorted(default))
+    assert found["shuffled"] != found["set_influence"]
     assert found["random"][0] != found["random"][1] and min(found["random"][0][:2]) >= 0
 
 

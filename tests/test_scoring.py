@@ -15,7 +15,13 @@ from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 
 @pytest.fixture(scope="module")
 def config(lab_config):
-    return lab_config({"warmup": {"epochs": 3, "batch_size": 4, "schedule": "linear"}, "lora": {"r": 4, "alpha": 8}})
+    return lab_config(
+        {
+            "warmup": {"epochs": 3, "batch_size": 4, "schedule": "linear"},
+            "lora": {"r": 4, "alpha": 8},
+            "influence": {"normalise": True},
+        }
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ fidelity
     max_abs_cosine_error_vs_fp64    of fp32 scores, to batch-1 autograd in fp64
     one_step_spearman               of dot products, with what a real AdamW step on the sample does to the loss
     gain_r2                         of a set's mean score, with what training on the set gains on held-out questions
+    cosine_gain_r2                  the same of the paper's cosine in place of the dot product
     embedding_gain_r2               of its mean embedding similarity with the same
     gain_r2_far                     gain_r2 where training goes far from the checkpoint
 

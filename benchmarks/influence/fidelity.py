@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.influence.lab import Case
@@ -51,14 +52,20 @@ def measure_one_step(case: Case, count: int = 128) -> dict:
 def measure_gains(case: Case, sets: int = 64, far_sets: int = 32) -> dict:
     """How a set's mean influence, and its mean embedding similarity, agree with what training on it gains.
 
-    Sets are random, influence is the estimator adam's cosine without momentum along grad L_V, and the gain is on
-    held-out questions. Figures of training far from the checkpoint, where a score of one step is out of its depth, end
+    Sets are random, influence is the pipeline's default (the estimator adam's dot product, without momentum) along
+    grad L_V, and the gain is on held-out questions. Figures of the paper's cosine begin with
+    cosine_. Figures of training far from the checkpoint, where a score of one step is out of its depth, end
     in _far; they are of the first `far_sets`.
     """
     direction = validation_gradients(case.model, case.validation, None, BATCH_TOKENS)["all"][None]
-    scorer = GradientScorer(case.model, direction, case.moments, momentum=False, batch_tokens=BATCH_TOKENS)
+
+    def score(normalise: bool) -> np.ndarray:
+        settings = {"momentum": False, "normalise": normalise, "batch_tokens": BATCH_TOKENS}
+        return GradientScorer(case.model, direction, case.moments, **settings).score(case.candidates)[:, 0].numpy()
+
     predictors = {
-        "": scorer.score(case.candidates)[:, 0].numpy(),
+        "": score(normalise=False),
+        "cosine_": score(normalise=True),
         "embedding_": embedding_similarity(case.model, case.candidates, case.validation, BATCH_TOKENS).numpy(),
     }
     drawn = draw_sets(len(case.candidates), sets, SET_SIZE, seed=0)

@@ -1,0 +1,129 @@
+"""What each arm of a cell trains on. All have one pair budget, and the arms of RL one number of teacher calls in RL."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from rubric_influence.config import Config
+from rubric_influence.generation import open_engine
+from rubric_influence.influence.embeddings import embed, embedding_similarity
+from rubric_influence.journal import Journal
+from rubric_influence.layout import TUNED_ARMS
+from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid
+from rubric_influence.rl import Score, train_rubric_generator
+from rubric_influence.scoring import TargetScorer
+from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.stages.final import synthesise_arms
+from rubric_influence.stages.warmup import choose_pairs
+from rubric_influence.synthesis import follow_rubrics, write_pairs, write_rubrics
+
+# Arms of RL -> (rl.reward, what scores the pairs that its rubrics lead to).
+RL_ARMS = {
+    "optimised": ("set_influence", "influence"),
+    "paper_reward": ("influence", "cosine"),
+    "published_reward": ("published", "cosine"),
+    "similarity_reward": ("influence", "similarity"),
+    "shuffled_reward": ("shuffled", "influence"),
+    "random_reward": ("random", "influence"),
+}
+SELECTED = "similarity_filtered"  # the best half of twice as many initial pairs, by embedding similarity (RDS+)
+ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"))
+
+
+class SimilarityScorer:
+    """Embedding similarity with the validation questions for a reward, the guard's influence beside it."""
+
+    def __init__(self, scorer: TargetScorer, model: torch.nn.Module, validation: Sequence[ExamItem]):
+        self.scorer, self.model = scorer, model
+        self.batch_tokens = scorer.config.influence.batch_tokens
+        self.examples = scorer.encode([(item.question, item.answer) for item in validation])
+        self.mean = embed(model, self.examples, self.batch_tokens).mean(dim=0)
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+        similarity = embed(self.model, self.scorer.encode(pairs), self.batch_tokens) @ self.mean
+        return torch.stack([similarity, self.scorer(pairs)[:, -1]], dim=1)
+
+
+class SeedRun:
+    """One seed of a cell up to the warmed-up target, and every arm's rubrics and pairs from there.
+
+    All is kept in `folder`; what is there already is not made again.
+    """
+
+    def __init__(self, config: Config, documents: list[Document], exam: list[ExamItem], seed: int, folder: Path):
+        self.config, self.documents, self.exam, self.seed, self.folder = config, documents, exam, seed, folder
+        self.journal = Journal(folder / "answers.jsonl")
+        models, size = config.models, config.synthesis.batch_size
+        self.teacher, self.untrained = (open_engine(spec, size) for spec in (models.teacher, models.rubric_generator))
+        if not (folder / "warmup").is_dir():
+            _, pairs = self.synthesise(self.untrained, config.budget.initial_pairs, seed)
+            chosen = choose_pairs(keep_valid(pairs), config.warmup, seed)
+            tune = (models.target, chosen, config.prompts, config.lora, config.warmup, seed)
+            fine_tune(*tune, out=folder / "warming", scratch=folder / "scratch/warmup", name=f"warm-up, seed {seed}")
+            (folder / "warming").rename(folder / "warmup")
+        self.scorer = TargetScorer(config, folder / "warmup", exam, seed)
+
+    def synthesise(self, generator, per_document: int, seed: int) -> tuple[list[Rubric], list[QAPair]]:
+        prompts, settings = self.config.prompts, self.config.synthesis
+        rubrics = write_rubrics(generator, self.documents, per_document, prompts, settings, seed, self.journal)
+        return rubrics, self.write_pairs(rubrics)
+
+    def write_pairs(self, rubrics: list[Rubric]) -> list[QAPair]:
+        tasks = follow_rubrics(self.documents, rubrics)
+        return write_pairs(self.teacher, tasks, self.config.prompts, self.config.synthesis, self.seed, self.journal)
+
+    def open_trained(self, arm: str):
+        """The rubric generator after RL with an arm's reward, trained if it is not there."""
+        reward, kind = RL_ARMS[arm]
+        out = self.folder / "generators" / arm
+        if not (out / "trajectories.jsonl").is_file():  # written last
+            config = self.config.model_copy(update={"rl": self.config.rl.model_copy(update={"reward": reward})})
+            scratch = self.folder / "scratch" / arm
+            scratch.mkdir(parents=True, exist_ok=True)
+            train_rubric_generator(config, self.documents, self.teacher, self.open_score(kind), self.seed, out, scratch)
+        spec = self.config.models.rubric_generator.model_copy(update={"path": str(out)})
+        return open_engine(spec, self.config.synthesis.batch_size)
+
+    def open_score(self, kind: str) -> Score:
+        """Influence as the profile has it, the paper's cosine with the mean gradient, or embedding similarity."""
+        if kind == "influence":
+            return self.scorer
+        if kind == "similarity":
+            return SimilarityScorer(self.scorer, self.load_target(), self.list_validation())
+        influence = self.config.influence.model_copy(update={"normalise": True, "directions": "mean"})
+        config = self.config.model_copy(update={"influence": influence})
+        return TargetScorer(config, self.folder / "warmup", self.exam, self.seed)
+
+    def load_target(self) -> torch.nn.Module:
+        return load_fine_tuned(self.config.models.target, list_checkpoints(self.folder / "warmup")[-1])
+
+    def list_validation(self) -> list[ExamItem]:
+        return [item for item in self.exam if item.split == "validation"]
+
+    def make_sets(self, arms: Iterable[str]) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
+        """arm -> its rubrics and valid pairs; the pipeline's own arms are made by the pipeline's own code."""
+        trained = self.open_trained("optimised")
+        made = synthesise_arms(
+            *(self.config, self.documents, self.teacher, self.untrained, trained, self.scorer, self.seed, self.journal)
+        )
+        sets = {}
+        for arm in arms:
+            if arm == SELECTED:
+                rubrics, kept = made["influence_filtered"]
+                sets[arm] = rubrics, self.keep_similar(keep_valid(self.write_pairs(rubrics)), len(kept))
+            elif arm in made:
+                sets[arm] = made[arm]
+            else:
+                generator = self.open_trained(arm)
+                sets[arm] = self.synthesise(generator, self.config.budget.final_pairs, self.seed + 7919)
+        return {arm: (keep_valid(rubrics), keep_valid(pairs)) for arm, (rubrics, pairs) in sets.items()}
+
+    def keep_similar(self, pairs: list[QAPair], count: int) -> list[QAPair]:
+        """The `count` pairs nearest to the validation questions, in their order."""
+        examples, validation = (
+            self.scorer.encode([(record.question, record.answer) for record in records])
+            for records in (pairs, self.list_validation())
+        )
+        near = embedding_similarity(self.load_target(), examples, validation, self.config.influence.batch_tokens)
+        return [pairs[place] for place in sorted(near.argsort(descending=True, stable=True)[:count].tolist())]

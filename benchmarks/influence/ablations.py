@@ -5,7 +5,7 @@
 For every seed and length of the warm-up, random sets of candidates are trained on once, from the warmed-up target with
 its optimizer's state, and what held-out questions gain is held against the sets' mean score by every variant. Sets are
 pooled over seeds, predictions and gains standardised within each. R^2 and Spearman come with 95 % intervals, and so
-does each R^2 less the default's, by a bootstrap over sets that gives both the same resamples. Intervals are of other
+does each R^2 less the reference's, by a bootstrap over sets that gives both the same resamples. Intervals are of other
 sets from the same three pools; they do not tell what another field or model would say.
 
 Prints a table in Markdown and writes FILE. Finished seeds are kept in scratch/ablations, and not measured again. It
@@ -26,7 +26,7 @@ from benchmarks.influence import variants
 from benchmarks.influence.__main__ import describe_machine
 from benchmarks.influence.fidelity import NEAR, SET_SIZE
 from benchmarks.influence.lab import WARM_UP, make_case
-from benchmarks.influence.variants import BATCH_TOKENS, DEFAULT, score_variants
+from benchmarks.influence.variants import BATCH_TOKENS, REFERENCE, score_variants
 from rubric_influence.influence.agreement import correlate, draw_sets, measure_agreement, standardise
 from rubric_influence.influence.retraining import Retraining
 from rubric_influence.journal import Journal, scratch_folder
@@ -83,7 +83,7 @@ def compare_r2(
 def summarise(measured: dict[int, list[dict]]) -> dict:
     """{epochs of warm-up: {variant: figures}} from {epochs: what each seed's `measure_seed` gave}.
 
-    Differences are to the default at the same length; the default's own are to itself at the table's.
+    Differences are to the reference at the same length; the reference's own are to itself at the table's.
     """
     pooled = {epochs: pool_seeds(entries) for epochs, entries in measured.items()}
     first_gains, first_means = next(iter(pooled.values()))
@@ -92,9 +92,9 @@ def summarise(measured: dict[int, list[dict]]) -> dict:
         summary[str(epochs)] = {}
         for name, values in means.items():
             found = measure_agreement(values, gains, seed=0, resamples=RESAMPLES)
-            base = (first_means[DEFAULT], first_gains) if name == DEFAULT else (means[DEFAULT], gains)
+            base = (first_means[REFERENCE], first_gains) if name == REFERENCE else (means[REFERENCE], gains)
             difference, interval = compare_r2((values, gains), base, seed=0)
-            figures = dataclasses.asdict(found) | {"r2_less_default": difference, "r2_less_default_ci95": interval}
+            figures = dataclasses.asdict(found) | {"r2_less_reference": difference, "r2_less_reference_ci95": interval}
             summary[str(epochs)][name] = figures
     return summary
 
@@ -107,11 +107,11 @@ def tabulate(summary: dict) -> str:
         return f"{figures[name]:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
     main, *others = summary
-    heads = ["score", "R²", "Spearman", "R² less the default's", *(f"R², warm-up of {epochs}" for epochs in others)]
+    heads = ["score", "R²", "Spearman", "R² less the reference's", *(f"R², warm-up of {epochs}" for epochs in others)]
     rows = [heads, ["---"] * len(heads)]
     for name, figures in summary[main].items():
         row = [name, show(figures, "r2"), show(figures, "spearman")]
-        row.append("" if name == DEFAULT else show(figures, "r2_less_default", "+"))
+        row.append("" if name == REFERENCE else show(figures, "r2_less_reference", "+"))
         rows.append(row + [f"{summary[epochs][name]['r2']:.2f}" for epochs in others])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     code = Path(variants.__file__).read_text(encoding="utf-8")  # seeds scored by other code are not pooled with these
-    journal = Journal(scratch_folder("ablations", repr(NEAR), SET_SIZE, SETS, code) / "seeds.jsonl")
+    journal = Journal(scratch_folder("ablations", repr(WARM_UP), repr(NEAR), SET_SIZE, SETS, code) / "seeds.jsonl")
     measured: dict[int, list[dict]] = {epochs: [] for epochs in LENGTHS}
     for epochs in LENGTHS:
         for seed in SEEDS:

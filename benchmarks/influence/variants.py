@@ -1,4 +1,4 @@
-"""The score as it is by default, and every other way to compute one that the ablations hold against it."""
+"""The paper's cosine without momentum, and every other way to compute a score that the ablations hold against it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from rubric_influence.influence.examples import IGNORED
 from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.scorers import ForwardScorer, GradientScorer
 
-DEFAULT = "the default: adam, cosine, no momentum, one direction"
+REFERENCE = "the reference: adam, cosine, no momentum, one direction"
 FORWARD = "forward (linear's dot product from losses)"
 CLUSTERS = 6
 BATCH_TOKENS = 4096
@@ -81,13 +81,13 @@ def score_variants(case: Case, seed: int) -> dict[str, np.ndarray]:
     linear_dots, linear = dots_and_cosines(GradientScorer(model, whole, moments, estimator="linear", **settings))
     gradient_dots, gradient = dots_and_cosines(GradientScorer(model, whole, moments, estimator="gradient", **settings))
     found = {
-        DEFAULT: cosines[:, 0],
+        REFERENCE: cosines[:, 0],
         "with momentum": dots_and_cosines(with_momentum)[1],
         "eps inside the root": dots_and_cosines(inside)[1],
         "eps inside, no bias correction (published code)": dots_and_cosines(published)[1],
         "linear": linear,
         "gradient": gradient,
-        "dot product": adam_dots,
+        "dot product (the pipeline's default)": adam_dots,
         "linear, dot product": linear_dots,
         FORWARD: ForwardScorer(model, whole, moments, **settings).score(candidates)[:, 0],
         "gradient, dot product": gradient_dots,

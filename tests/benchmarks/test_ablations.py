@@ -5,7 +5,7 @@ import torch
 from benchmarks.influence.ablations import compare_r2, pool_seeds, summarise, tabulate
 from benchmarks.influence.lab import make_case
 from benchmarks.influence.published import PROJECTED
-from benchmarks.influence.variants import DEFAULT, FORWARD, EpsInsideScorer, project, score_variants
+from benchmarks.influence.variants import FORWARD, REFERENCE, EpsInsideScorer, project, score_variants
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.layers import flatten
@@ -24,13 +24,13 @@ def found(case):
 
 
 def entry(gains, **means):
-    return {"gains": gains, "means": {DEFAULT: gains, **means}}
+    return {"gains": gains, "means": {REFERENCE: gains, **means}}
 
 
 def test_every_seeds_sets_are_standardised_on_their_own():
     gains, means = pool_seeds([entry([1, 3], other=[5, 3]), entry([100, 500], other=[0, 1])])
     assert gains.tolist() == [-1, 1, -1, 1]
-    assert means[DEFAULT].tolist() == [-1, 1, -1, 1] and means["other"].tolist() == [1, -1, -1, 1]
+    assert means[REFERENCE].tolist() == [-1, 1, -1, 1] and means["other"].tolist() == [1, -1, -1, 1]
 
 
 def test_difference_of_r2_is_of_the_same_resamples():
@@ -44,16 +44,16 @@ def test_difference_of_r2_is_of_the_same_resamples():
 def test_summary_holds_each_length_against_its_own_default_and_the_default_against_the_first():
     rng = np.random.default_rng(0)
     gains, noise = rng.normal(size=12), rng.normal(size=12)
-    first, second = entry(gains, noise=noise), {"gains": gains, "means": {DEFAULT: noise, "noise": gains}}
+    first, second = entry(gains, noise=noise), {"gains": gains, "means": {REFERENCE: noise, "noise": gains}}
     summary = summarise({3: [first], 10: [second]})
     r2 = np.corrcoef(gains, noise)[0, 1] ** 2
-    assert summary["3"][DEFAULT]["r2"] == pytest.approx(1) and summary["3"][DEFAULT]["r2_less_default"] == 0
-    assert summary["3"]["noise"]["r2_less_default"] == pytest.approx(r2 - 1)
-    assert summary["10"][DEFAULT]["r2_less_default"] == pytest.approx(r2 - 1)
-    assert summary["10"]["noise"]["r2_less_default"] == pytest.approx(1 - r2)
+    assert summary["3"][REFERENCE]["r2"] == pytest.approx(1) and summary["3"][REFERENCE]["r2_less_reference"] == 0
+    assert summary["3"]["noise"]["r2_less_reference"] == pytest.approx(r2 - 1)
+    assert summary["10"][REFERENCE]["r2_less_reference"] == pytest.approx(r2 - 1)
+    assert summary["10"]["noise"]["r2_less_reference"] == pytest.approx(1 - r2)
     head, _, *rows = tabulate(summary).splitlines()
     assert head.endswith("| R², warm-up of 10 |") and len(rows) == 2
-    assert rows[0].startswith(f"| {DEFAULT} | 1.00 (1.00 to 1.00) |") and rows[0].endswith(f"|  | {r2:.2f} |")
+    assert rows[0].startswith(f"| {REFERENCE} | 1.00 (1.00 to 1.00) |") and rows[0].endswith(f"|  | {r2:.2f} |")
 
 
 def test_projection_keeps_products_in_expectation_and_is_the_seeds():
@@ -88,7 +88,7 @@ def test_every_variant_scores_every_candidate_and_no_two_alike(found):
     for name, scores in found.items():
         assert scores.shape == (6,) and np.isfinite(scores).all() and np.ptp(scores) > 0, name
     assert not [{a, b} for a in found for b in found if a < b and np.allclose(found[a], found[b], rtol=1e-5)]
-    assert np.abs(found[f"projected to {PROJECTED}"] - found[DEFAULT]).max() < 0.06  # the noise is 0.011
+    assert np.abs(found[f"projected to {PROJECTED}"] - found[REFERENCE]).max() < 0.06  # the noise is 0.011
 
 
 def test_variants_are_what_the_scorers_give(case, found):
@@ -98,7 +98,7 @@ def test_variants_are_what_the_scorers_give(case, found):
         scorer = open_scorer(estimator, case.model, directions, case.moments, **settings)
         return scorer.score(case.candidates).mean(dim=1).numpy()
 
-    assert np.allclose(found[DEFAULT], score(None), atol=1e-5)
+    assert np.allclose(found[REFERENCE], score(None), atol=1e-5)
     assert np.allclose(found["with momentum"], score(None, momentum=True), atol=1e-5)
     assert np.allclose(found["mean over topics"], score(case.topics), atol=1e-5)
     assert np.allclose(found["gradient"], score(None, "gradient"), atol=1e-5)

@@ -1,9 +1,13 @@
 """How fast, and at what memory, influence is scored: side by side with what it replaces, on one model and data."""
 
+import ctypes
+import gc
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -201,10 +205,32 @@ def measure_forward_only(work: Workload, repeats: int) -> dict:
     return {"forward_only_over_forward": seconds["forward_only"] / seconds["forward"], **rates}
 
 
-def read_status(key: str) -> int:
-    """Bytes: VmRSS, what this process holds in memory, or VmHWM, the most that it ever held."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
-    return 1024 * int(line.split()[1])
+def held_memory() -> int:
+    """Bytes of this process's own: anonymous pages, in memory or swapped out. Files' pages come and go."""
+    lines = (line.split() for line in STATUS.read_text().splitlines())
+    return sum(1024 * int(words[1]) for words in lines if words[0] in ("RssAnon:", "VmSwap:"))
+
+
+def peak_while(run: Callable[[], None]) -> int:
+    """The most memory held while `run` runs beyond what was held before it, looked at every two milliseconds."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's; what it keeps of what was freed would be taken for held
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before, most, over = held_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.002):
+            most = max(most, held_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        over.set()
+        watcher.join()
+    return most - before
 
 
 def peak_memory(name: Literal["exact", "plain_step"], size: Size, seed: int, threads: int) -> int:
@@ -212,20 +238,22 @@ def peak_memory(name: Literal["exact", "plain_step"], size: Size, seed: int, thr
     torch.set_num_threads(threads)
     work = build_workload(size, seed)
     exact = open_exact(work)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else read_status("VmRSS")
-    if name == "exact":
-        exact.score(work.examples)
-    else:
-        train_without_step(work)
-    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else read_status("VmHWM")) - before
+
+    def run() -> None:
+        exact.score(work.examples) if name == "exact" else train_without_step(work)
+
+    if not torch.cuda.is_available():
+        return peak_while(run)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def measure_memory(size: Size, seed: int) -> dict:
     """Peak memory of exact scoring over the plain step's, each in a fresh process.
 
-    On a GPU it is what torch allocated, on Linux without one the resident set; elsewhere it is None.
+    On a GPU it is what torch allocated, on Linux without one the process's own memory; elsewhere it is None.
     """
     if not (torch.cuda.is_available() or STATUS.exists()):
         return {"memory_over_plain_step": None}
@@ -236,7 +264,7 @@ def measure_memory(size: Size, seed: int) -> dict:
             peaks[name] = pool.submit(peak_memory, name, size, seed, torch.get_num_threads()).result()
     return {
         "memory_over_plain_step": peaks["exact"] / peaks["plain_step"],
-        "memory_measured_as": "cuda allocated" if torch.cuda.is_available() else "resident set",
+        "memory_measured_as": "cuda allocated" if torch.cuda.is_available() else "anonymous pages",
         **{f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items()},
     }
 

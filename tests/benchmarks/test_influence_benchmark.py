@@ -1,5 +1,6 @@
 import random
 import sys
+import time
 
 import pytest
 import torch
@@ -90,6 +91,17 @@ def test_plain_pass_sees_the_batches_that_are_scored(tiny):
     batches = speed.make_batches(tiny)
     assert [batch["input_ids"].shape for batch in batches] == [(2, 12), (2, 12)]
     assert all((batch["labels"][:, 1:] == batch["input_ids"][:, 1:]).all() for batch in batches)
+
+
+@pytest.mark.skipif(not speed.STATUS.exists(), reason="memory is read from Linux's /proc")
+def test_peak_is_what_was_held_at_most_and_given_back():
+    def hold(mebibytes):
+        block = torch.ones(mebibytes << 18)
+        time.sleep(0.1)
+        del block
+
+    for mebibytes in (64, 256):
+        assert speed.peak_while(lambda size=mebibytes: hold(size)) / 2**20 == pytest.approx(mebibytes, abs=16)
 
 
 def test_without_traker_the_published_path_is_null(tiny, tmp_path, monkeypatch):

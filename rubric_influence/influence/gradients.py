@@ -85,11 +85,13 @@ def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> It
             if not output.requires_grad:  # the first layer: nothing before it needs a gradient
                 output.requires_grad_()
 
+            kept = [] if name.endswith("bias") else [x]
+
             def on_backward(dy: torch.Tensor) -> None:
                 if name.endswith("bias"):
                     visit(span, dy.float().sum(dim=1))
-                else:
-                    visit(span, torch.bmm(dy.float().transpose(1, 2), x.float()).flatten(1))
+                else:  # x is let go here, as a plain backward lets go of what it has used, and not with the graph
+                    visit(span, torch.bmm(dy.float().transpose(1, 2), kept.pop().float()).flatten(1))
 
             output.register_hook(on_backward)
 

@@ -7,22 +7,29 @@ Five tasks, mixed: document -> rubric (uniform over choices); document and rubri
 random choice; document -> one of its facts; question -> answer, closed-book, about a world the model has never
 seen (which teaches the form of an answer and the values that a topic can have, and nothing else). Copying from a
 document emerges only with a curriculum: documents of one to three facts first, of up to eight afterwards.
+
+Another field's base of the same family copies already: with `--start FOLDER` training goes on from its layers, and from
+its embeddings of the words that both fields use, and takes less than half as long.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from rubric_influence.config import ModelSpec
 from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.lab import world
 from rubric_influence.lab.models import FAMILIES, build_model, build_tokenizer
+from rubric_influence.models import load_model, load_tokenizer
 
 SHORT_DOCUMENT = 3  # facts in a document of the curriculum's first part, at most
+STEPS = {"scratch": (2000, 3500), "start": (300, 1700)}  # of the curriculum's two parts
 TASK_WEIGHTS = {"rubric": 1, "pair": 5, "free pair": 1, "fact": 2, "closed book": 2}
 
 
@@ -80,10 +87,40 @@ class Examples(IterableDataset):
             yield encode(self.tokenizer, prompt, completion)
 
 
+def take_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: str) -> None:
+    """Copy the weights of the base in the folder `start` into `model`: layers whole, embeddings word by word.
+
+    Words that `start` does not know keep their random embeddings. Raises ValueError for another architecture or size.
+    """
+    spec = ModelSpec(path=start, dtype="float32", attention="eager")
+    known, words = load_model(spec, "cpu").state_dict(), load_tokenizer(spec).get_vocab()
+    own = model.state_dict()
+    other = sorted(
+        name for name in known.keys() | own.keys()
+        if name not in known or name not in own or known[name].shape[1:] != own[name].shape[1:]
+    )  # fmt: skip
+    if other:
+        raise ValueError(f"--start {start} is not of the new base's architecture and size: they differ in {other[0]}")
+    shared = [(new, words[word]) for word, new in tokenizer.get_vocab().items() if word in words]
+    new_rows, known_rows = (torch.tensor(rows) for rows in zip(*shared, strict=True))
+    for name, tensor in own.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensor[new_rows] = known[name][known_rows]
+        else:
+            tensor.copy_(known[name])
+
+
 def pretrain(
-    field_path: str, family: str, out: str, short_steps: int, full_steps: int, batch_size: int, seed: int
+    field_path: str,
+    family: str,
+    out: str,
+    start: str | None,
+    short_steps: int,
+    full_steps: int,
+    batch_size: int,
+    seed: int,
 ) -> dict:
-    """Train a base model from scratch and write it, with its tokenizer, to `out`.
+    """Train a base model, from scratch or from the base in the folder `start`, and write it to `out`.
 
     Returns the recipe (also out/recipe.json): what it was made from, its size, and the mean loss of all steps.
     """
@@ -91,6 +128,8 @@ def pretrain(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(field)
     model = build_model(tokenizer, family)
+    if start:
+        take_over(model, tokenizer, start)
     arguments = TrainingArguments(
         output_dir=out,
         max_steps=short_steps + full_steps,
@@ -115,7 +154,8 @@ def pretrain(
     result = trainer.train()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    recipe = dict(field=field.name, family=family, short_steps=short_steps, full_steps=full_steps)
+    recipe = dict(field=field.name, family=family) | ({"start": Path(start).name} if start else {})
+    recipe |= dict(short_steps=short_steps, full_steps=full_steps)
     recipe |= dict(batch_size=batch_size, seed=seed, loss=result.training_loss, parameters=model.num_parameters())
     with open(f"{out}/recipe.json", "w", encoding="utf-8") as file:
         json.dump(recipe, file, indent=2)
@@ -127,12 +167,15 @@ def main() -> None:
     parser.add_argument("--field", required=True)
     parser.add_argument("--family", choices=FAMILIES, default="qwen3")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--short-steps", type=int, default=2000)
-    parser.add_argument("--full-steps", type=int, default=3500)
+    parser.add_argument("--start", metavar="FOLDER", help="a base of the same family to go on from")
+    parser.add_argument("--short-steps", type=int, help="2000; with --start 300")
+    parser.add_argument("--full-steps", type=int, help="3500; with --start 1700")
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    print(json.dumps(pretrain(a.field, a.family, a.out, a.short_steps, a.full_steps, a.batch_size, a.seed)))
+    short, full = STEPS["start" if a.start else "scratch"]
+    short, full = (short if a.short_steps is None else a.short_steps), (full if a.full_steps is None else a.full_steps)
+    print(json.dumps(pretrain(a.field, a.family, a.out, a.start, short, full, a.batch_size, a.seed)))
 
 
 if __name__ == "__main__":

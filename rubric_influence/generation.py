@@ -1,4 +1,4 @@
-"""Text engines: conversations in, completions out, the same for a live transformers model and for vLLM.
+"""Text engines: conversations in, completions out; the one for a live transformers model (vllm_engine.py: vLLM).
 
 Prompts go through the tokenizer's chat template with thinking switched off where the template knows such a switch
 (what is asked for is JSON at once). Only the parameters given here shape the sampling: the top-k, temperature and
@@ -205,79 +205,6 @@ def closing_tokens(schema: type[BaseModel]) -> int:
     return len(json.dumps(dict.fromkeys(schema.model_fields, "")).encode()) + 6
 
 
-class VLLMEngine:
-    """vLLM inside this process (GPU servers): its own batching, prefix cache and, over several GPUs, parallelism.
-
-    `options` go to vllm.LLM as they are, for instance max_model_len or enforce_eager. Request i draws from
-    (seed, i). A constrained completion that max_tokens cuts stays open: it is unfinished, and will not parse.
-    Raises ImportError where vLLM is not installed; `attention` of the spec is vLLM's own affair.
-    """
-
-    def __init__(self, spec: ModelSpec, **options):
-        try:
-            import vllm
-        except ImportError as error:
-            raise ImportError(
-                f"the engine of {spec.path} is vllm, which is not installed ({error}): pip install .[vllm] on a "
-                "machine with a GPU, or set engine: transformers"
-            ) from error
-        load_tokenizer(spec)  # vLLM would fail late, or fall back, where the chat template is missing
-        self.name = name_model(spec)
-        self.vllm = vllm
-        self.llm = vllm.LLM(
-            model=spec.path,
-            revision=spec.revision,
-            tokenizer_revision=spec.revision,
-            dtype=spec.dtype,
-            tensor_parallel_size=spec.tensor_parallel,
-            gpu_memory_utilization=spec.gpu_memory,
-            load_format="safetensors",
-            trust_remote_code=False,
-            generation_config="vllm",
-            # Else a model may fill its tokens with blanks between the keys; vLLM ignores this if set on a request.
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            **options,
-        )
-
-    def generate(
-        self,
-        conversations: list[Conversation],
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        schema: type[BaseModel] | None = None,
-    ) -> list[Completion]:
-        from vllm.sampling_params import StructuredOutputsParams
-
-        if not conversations:
-            return []
-        # One state a request; vLLM wants signed 64-bit seeds.
-        seeds = np.random.SeedSequence(seed).generate_state(len(conversations), np.uint64) >> np.uint64(1)
-        schema_json = schema.model_json_schema() if schema else None
-        parameters = [
-            self.vllm.SamplingParams(
-                seed=int(request_seed),
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_tokens,
-                structured_outputs=StructuredOutputsParams(json=schema_json) if schema_json else None,
-            )
-            for request_seed in seeds
-        ]
-        outputs = self.llm.chat(conversations, parameters, use_tqdm=False, chat_template_kwargs=TEMPLATE_OPTIONS)
-        return [
-            Completion(
-                output.outputs[0].text,
-                len(output.prompt_token_ids),
-                len(output.outputs[0].token_ids),
-                output.outputs[0].finish_reason == "stop",
-            )
-            for output in outputs
-        ]
-
-
 def name_model(spec: ModelSpec) -> str:
     return f"{spec.path}@{spec.revision}" if spec.revision else spec.path
 
@@ -285,5 +212,7 @@ def name_model(spec: ModelSpec) -> str:
 def open_engine(spec: ModelSpec, batch_size: int, device: str | torch.device | None = None) -> Engine:
     """The engine that the spec names, with its model loaded. vLLM batches, and chooses its device, by itself."""
     if spec.engine == "vllm":
+        from rubric_influence.vllm_engine import VLLMEngine  # which imports this module
+
         return VLLMEngine(spec)
     return TransformersEngine(load_model(spec, device), load_tokenizer(spec), name_model(spec), batch_size)

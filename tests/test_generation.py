@@ -9,10 +9,11 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 from rubric_influence.config import ModelSpec
-from rubric_influence.generation import TransformersEngine, VLLMEngine, closing_tokens, open_engine
+from rubric_influence.generation import TransformersEngine, closing_tokens, open_engine
 from rubric_influence.lab.models import CHAT_TEMPLATE, build_model, build_tokenizer
 from rubric_influence.lab.world import load_field
 from rubric_influence.parsing import PairOutput, RubricOutput
+from rubric_influence.vllm_engine import VLLMEngine
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 SAMPLING = dict(seed=3, temperature=1.0, top_p=1.0, max_tokens=8)

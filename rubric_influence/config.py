@@ -4,15 +4,18 @@ A profile is one YAML file with the sections below: `params.yaml` is the active 
 keys, wrong types and impossible values are refused with the key, the value and what was expected.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Section(BaseModel):
@@ -69,16 +72,55 @@ class TextCorpus(Section):
         return self
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server (rubric_influence.endpoint). Its key stays in the environment."""
+
+    base_url: str  # https://..., or http:// on this machine
+    api_key_env: str | None = None  # the environment variable that holds the key; null: the server wants none
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    concurrency: Count = 64  # requests out at once, at most; fewer while the server says that it is too much
+    timeout: Positive = 120.0  # seconds that one request may take in all
+    attempts: Count = 8  # tries of a request before it is given up as failed
+    backoff: Positive = 0.5  # seconds before the second try, doubled at each further one
+    extra_body: dict[str, JsonValue] = {}  # sent with every request, e.g. chat_template_kwargs for vLLM
+
+    @model_validator(mode="after")
+    def keeps_the_key(self) -> "Endpoint":
+        # None of these messages repeats what was found: it may be the key.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is the name of an environment variable, such as TEACHER_KEY, not the key")
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password or url.query:
+            raise ValueError("base_url must be http(s)://host/path, without user, password or query")
+        if url.scheme == "http" and self.api_key_env and url.hostname not in LOOPBACK:
+            raise ValueError(
+                f"base_url {self.base_url!r} would send the key of {self.api_key_env} unencrypted; use https"
+            )
+        return self
+
+
 class ModelSpec(Section):
-    """A model in Hugging Face format: a hub name or a local folder, with tokenizer and chat template."""
+    """A model in Hugging Face format: a hub name or a local folder, with tokenizer and chat template.
+
+    With the engine `openai`, `path` is the endpoint's name of the model.
+    """
 
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    engine: Literal["transformers", "vllm"] = "transformers"  # what generates text from it
+    engine: Literal["transformers", "vllm", "openai"] = "transformers"  # what generates text from it
+    endpoint: Endpoint | None = None  # for the engine openai
     tensor_parallel: Count = 1
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9  # the part of a GPU that vLLM takes; others may need the rest
+
+    @model_validator(mode="after")
+    def has_its_endpoint(self) -> "ModelSpec":
+        if (self.engine == "openai") != (self.endpoint is not None):
+            found = "no endpoint" if self.endpoint is None else "an endpoint"
+            raise ValueError(f"engine is {self.engine!r}, with {found}; the engine openai needs one, others have none")
+        return self
 
 
 class Models(Section):
@@ -125,6 +167,9 @@ class Synthesis(Section):
     max_prompt_tokens: Count  # a longer prompt is refused at the corpus stage
     constrained: bool  # force the JSON schema while decoding
     attempts: Count = 3  # how often an invalid rubric or pair is asked for again
+    budget_usd: Positive | None = None  # of a stage and seed; where the next request might exceed it, the run stops
+    budget_tokens: Count | None = None  # likewise, prompt and completion tokens together
+    window: Count = 512  # documents at once where a corpus is synthesised into shards
 
 
 class Lora(Section):
@@ -278,6 +323,8 @@ def load_config(path: str | Path = "params.yaml", changes: dict | None = None) -
 def explain(error: dict) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "profile"
     found = error["input"]
+    if error["type"] == "extra_forbidden" and re.search("key|token|secret|password", where, re.IGNORECASE):
+        return f"  {where}: unknown parameter; a key belongs in the environment, see api_key_env"  # its value unsaid
     if error["type"] == "extra_forbidden":
         return f"  {where}: unknown parameter (value {found!r}); check its spelling against rubric_influence/config.py"
     if error["type"] == "missing":

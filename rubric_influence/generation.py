@@ -7,7 +7,7 @@ penalties that a model's generation_config recommends do not apply.
 
 import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from xgrammar.contrib.hf import LogitsProcessor
 
 from rubric_influence.config import ModelSpec
 from rubric_influence.models import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from rubric_influence.journal import Journal
+    from rubric_influence.ledger import Ledger
 
 Conversation = list[dict[str, str]]  # messages with role and content
 TEMPLATE_OPTIONS = {"enable_thinking": False}
@@ -31,10 +35,12 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     finished: bool  # the model ended by itself; False where max_tokens cut it, or made a constrained one close
+    failure: str = ""  # why there is no text although it was asked for, several times where that could help
 
 
 class Engine(Protocol):
     name: str  # what records say wrote them
+    independent: bool  # every answer depends on its own request alone, and the engine keeps it as it arrives
 
     def generate(
         self,
@@ -61,6 +67,8 @@ class TransformersEngine:
     seeded by (seed, i), and torch's global generators are left as they were. What is sampled depends on `batch_size`.
     The model runs in its own dtype.
     """
+
+    independent = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, batch_size: int):
         rows = model.get_input_embeddings().num_embeddings
@@ -209,10 +217,24 @@ def name_model(spec: ModelSpec) -> str:
     return f"{spec.path}@{spec.revision}" if spec.revision else spec.path
 
 
-def open_engine(spec: ModelSpec, batch_size: int, device: str | torch.device | None = None) -> Engine:
-    """The engine that the spec names, with its model loaded. vLLM batches, and chooses its device, by itself."""
+def open_engine(
+    spec: ModelSpec,
+    batch_size: int,
+    device: str | torch.device | None = None,
+    journal: "Journal | None" = None,
+    ledger: "Ledger | None" = None,
+    what: str = "",
+) -> Engine:
+    """The engine that the spec names, with its model loaded. vLLM batches, and chooses its device, by itself.
+
+    An endpoint's answers are kept in `journal` and counted in `ledger` as `what`; of other engines, their caller does.
+    """
+    if spec.engine == "openai":
+        from rubric_influence.endpoint import EndpointEngine  # which imports this module
+
+        return EndpointEngine(spec, journal, ledger, what)
     if spec.engine == "vllm":
-        from rubric_influence.vllm_engine import VLLMEngine  # which imports this module
+        from rubric_influence.vllm_engine import VLLMEngine  # likewise
 
         return VLLMEngine(spec)
     return TransformersEngine(load_model(spec, device), load_tokenizer(spec), name_model(spec), batch_size)

@@ -1,15 +1,21 @@
 """Finished work on disk, so that an interrupted stage resumes where it stopped.
 
 DVC deletes a stage's outputs before it runs, so what a stage can resume from lives in a git-ignored folder,
-`scratch/<stage>/<hash of everything that shapes the result>`: other inputs, another folder.
+`scratch/<stage>/<hash of everything that shapes the result>`: other inputs, another folder. Answers that were paid for
+are in `scratch/answers`, whatever else changed: their keys hold everything that shapes them.
 """
 
 import json
+import os
+import time
+import warnings
+import zlib
 from pathlib import Path
 
 from rubric_influence.records import content_id
 
 SCRATCH = Path("scratch")
+SYNC_SECONDS = 1.0
 
 
 def scratch_folder(stage: str, *inputs: object) -> Path:
@@ -19,26 +25,41 @@ def scratch_folder(stage: str, *inputs: object) -> Path:
     return folder
 
 
+def answers_path(stage: str, seed: int) -> Path:
+    """Where a stage keeps what an endpoint answered, whatever its other inputs are."""
+    return SCRATCH / "answers" / f"{stage}-seed-{seed}.jsonl"
+
+
 class Journal:
-    """An append-only file of key -> JSON value. A line that a crash cut short is dropped when it is opened again."""
+    """An append-only file of key -> JSON value, a line an entry with a checksum.
+
+    An entry is with the operating system when `add` returns, so that a killed process loses none; it is forced to the
+    disk once a second, so that a power cut costs a second's entries at most. A line that a crash cut short is dropped
+    when the file is opened again. So is, with a warning, one that was damaged: its work is done anew.
+
+    `hold` takes a part of the disk while entries are awaited: where the disk fills up, what is under way still finds
+    room, and `full`, the error, tells the owner to begin nothing more.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.full: OSError | None = None  # the error, once the disk was full
+        self.spare = self.path.with_suffix(self.path.suffix + ".spare")
         self.values: dict[str, object] = {}
+        self.synced = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             whole = self.path.read_bytes()
-            kept = whole[: whole.rfind(b"\n") + 1]
-            if len(kept) < len(whole):
-                self.path.write_bytes(kept)
-            for number, line in enumerate(kept.split(b"\n")[:-1], start=1):
+            end = whole.rfind(b"\n") + 1
+            if end < len(whole):
+                os.truncate(self.path, end)
+            for number, line in enumerate(whole[:end].split(b"\n")[:-1], start=1):
                 try:
-                    entry = json.loads(line.decode("utf-8"))
-                    self.values[entry["key"]] = entry["value"]
-                except (ValueError, KeyError, TypeError):  # ValueError: neither UTF-8 nor JSON
-                    raise ValueError(
-                        f"{self.path}, line {number} is damaged: {line[:80]!r}; delete that line, or the whole file"
-                    ) from None
+                    key, value = read_entry(line)
+                    self.values[key] = value
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    message = f"{self.path}, line {number} is damaged and left out; its work is done anew"
+                    warnings.warn(message, stacklevel=2)
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
@@ -47,8 +68,77 @@ class Journal:
         return self.values[key]
 
     def add(self, key: str, value: object) -> None:
-        """Append one entry; it is on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
-            file.flush()
+        """Append one entry. Raises OSError where there is no room for it, with the entries before it unharmed."""
+        line = write_entry(key, value)
+        try:
+            self.append(line)
+        except OSError as error:
+            self.full = explain(self.path, error)
+            self.let_go()
+            try:
+                self.append(line)
+            except OSError:
+                raise self.full from error
         self.values[key] = value
+
+    def append(self, line: bytes) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                if time.monotonic() - self.synced > SYNC_SECONDS:
+                    os.fsync(file.fileno())
+                    self.synced = time.monotonic()
+            except OSError:
+                file.truncate(size)  # half a line would spoil the next one
+                raise
+
+    def hold(self, size: int) -> None:
+        """Take `size` bytes of the disk until `let_go`. Raises OSError where they are not there."""
+        try:
+            with self.spare.open("wb", buffering=0) as file:
+                for _ in range(0, size, 4096):
+                    file.write(b"\0" * 4096)  # a sparse file would hold nothing
+        except OSError as error:
+            self.let_go()
+            raise explain(self.path, error) from error
+
+    def let_go(self) -> None:
+        self.spare.unlink(missing_ok=True)
+
+
+def write_entry(key: str, value: object) -> bytes:
+    """The entry's line. Lone surrogates, which a hosted model may write and UTF-8 cannot, are escaped."""
+    entry = {"key": key, "value": value}
+    text = json.dumps(entry | {"sum": checksum(entry)}, ensure_ascii=False)
+    try:
+        return (text + "\n").encode("utf-8")
+    except UnicodeEncodeError:
+        return (json.dumps(entry | {"sum": checksum(entry)}) + "\n").encode("ascii")
+
+
+def read_entry(line: bytes) -> tuple[str, object]:
+    """Key and value. Raises ValueError, KeyError or TypeError for a line that `write_entry` did not write.
+
+    Lines of earlier versions have no checksum.
+    """
+    entry = json.loads(line.decode("utf-8"))
+    found = entry.pop("sum", None)
+    if entry.keys() != {"key", "value"} or not isinstance(entry["key"], str):
+        raise ValueError("not an entry")
+    if found is not None and found != checksum(entry):
+        raise ValueError("the checksum does not match")
+    return entry["key"], entry["value"]
+
+
+def checksum(entry: dict) -> str:
+    return f"{zlib.crc32(json.dumps(entry).encode('ascii')):08x}"
+
+
+def explain(path: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"no room to write to {path} ({os.strerror(error.errno) if error.errno else error}); what was written before "
+        "is kept: free some space and run the same command again",
+    )

@@ -63,5 +63,11 @@ def hash_weights(folder: str | Path) -> str:
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """Tells a model from every other: what its profile says, and its weights where they are local."""
-    return content_id(spec.model_dump(), hash_weights(spec.path))
+    """Tells a model from every other: what its profile says, and its weights where they are local.
+
+    Of an endpoint only what shapes an answer counts, so that a new price or time limit makes no other model.
+    """
+    parts = [spec.model_dump(exclude={"endpoint"}), hash_weights(spec.path)]
+    if spec.endpoint:
+        parts += [spec.endpoint.base_url, spec.endpoint.extra_body]
+    return content_id(*parts)

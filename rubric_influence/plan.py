@@ -99,6 +99,9 @@ def check_models(config: Config, documents: list[Document]) -> list[str]:
     unchecked = []
     for role, (template, written) in asked.items():
         spec: ModelSpec = getattr(config.models, role)
+        if spec.engine == "openai":
+            unchecked.append(f"models.{role}: {spec.path} at {spec.endpoint.base_url}, and the prompts' lengths there")
+            continue
         try:
             folder = check_source(spec)
         except ValueError as error:  # made by an earlier step, perhaps, as stand-ins are
@@ -136,6 +139,9 @@ def check_combinations(config: Config, size: Size) -> None:
             f"rl.vllm is {config.rl.vllm!r}, but with synthesis.constrained rubrics are not sampled by it; set rl.vllm "
             "to off or synthesis.constrained to false"
         )
+    for role in ("rubric_generator", "target"):
+        if getattr(config.models, role).engine == "openai":
+            problems.append(f"models.{role} is trained, which an endpoint's model cannot be; give a folder or hub name")
     pool = measure_pool(config, size)
     if pool < 2 * config.gate.set_size:
         problems.append(

@@ -4,20 +4,31 @@ Requests go to the engine in batches that depend only on the inputs, each finish
 an interrupted run repeats nothing: the records are the same as an undisturbed run's.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from typing import TypeVar
 
 from pydantic import BaseModel
 from tqdm import tqdm
 
 from rubric_influence.config import Prompts, Synthesis
-from rubric_influence.generation import Engine
+from rubric_influence.generation import Completion, Engine
 from rubric_influence.journal import Journal
+from rubric_influence.ledger import Ledger
 from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.prompts import Conversation, ask_pair, ask_rubric
 from rubric_influence.records import Document, QAPair, Rubric, content_id
 
 Record = TypeVar("Record", Rubric, QAPair)
+RUBRICS, PAIRS = "rubrics", "pairs"  # what is asked for, as the ledger says
+FAILED = "request failed: "  # how the problem of a record begins that no answer came for
+
+
+def identify(settings: Synthesis) -> dict:
+    """What of the settings shapes the records; a budget only stops their making."""
+    return settings.model_dump(exclude={"budget_usd", "budget_tokens", "window"})
 
 
 def generate_texts(
@@ -29,28 +40,39 @@ def generate_texts(
     seed: int,
     journal: Journal,
     what: str,
-) -> list[str]:
-    """The engine's answers, in order, batch by batch; batches that the journal holds are not asked for again."""
-    texts: list[str] = []
+    ledger: Ledger,
+) -> list[Completion]:
+    """The engine's answers, in order, batch by batch; batches that the journal holds are not asked for again.
+
+    An independent engine is asked for all at once, and keeps and counts its answers itself. Raises BudgetReached where
+    the ledger has no room left.
+    """
+    sampling = dict(temperature=settings.temperature, top_p=settings.top_p, max_tokens=max_tokens)
+    sampling["schema"] = schema if settings.constrained else None
+    if engine.independent:
+        return engine.generate(list(conversations), seed=seed, **sampling)
+    found: list[Completion] = []
+    effort = ledger.track(what, engine.name)
     starts = range(0, len(conversations), settings.batch_size)
     for start in tqdm(starts, desc=what, unit="batch", leave=False):
         batch = conversations[start : start + settings.batch_size]
         batch_seed = seed + start  # a part of the key: a document's prompts are alike, and may fill several batches
-        key = content_id(
-            engine.name, batch, settings.temperature, settings.top_p, max_tokens, settings.constrained, batch_seed
-        )
-        if key not in journal:
-            completions = engine.generate(
-                batch,
-                seed=batch_seed,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                max_tokens=max_tokens,
-                schema=schema if settings.constrained else None,
-            )
-            journal.add(key, [completion.text for completion in completions])
-        texts += journal[key]
-    return texts
+        shape = (settings.temperature, settings.top_p, max_tokens, settings.constrained, batch_seed)
+        key = content_id("completions", engine.name, batch, *shape)
+        if key in journal:
+            effort.kept += len(batch)
+        else:
+            if not ledger.has_room():
+                raise ledger.refuse()
+            began = time.monotonic()
+            completions = engine.generate(batch, seed=batch_seed, **sampling)
+            effort.seconds += time.monotonic() - began
+            effort.sent += len(batch)
+            journal.add(key, [astuple(completion) for completion in completions])
+        completions = [Completion(*parts) for parts in journal[key]]
+        ledger.count(what, engine.name, completions)
+        found += completions
+    return found
 
 
 def ask_until_valid(
@@ -59,7 +81,8 @@ def ask_until_valid(
     """One record for each of `count` slots, asking again for those with a problem, with every rejected one after them.
 
     `request(slots, seed)` makes a record for each of the slots. A slot that stays invalid keeps its last record, whose
-    `problem` says why, so valid + invalid records are as many as were requested.
+    `problem` says why, so valid + invalid + failed records are as many as were requested. A failed request is not
+    repeated here (its engine has tried), but by the next run.
     """
     final: dict[int, Record] = {}
     rejected: list[Record] = []
@@ -69,7 +92,7 @@ def ask_until_valid(
             if slot in final:
                 rejected.append(final[slot])
             final[slot] = record
-        pending = [slot for slot in pending if final[slot].problem]
+        pending = [slot for slot in pending if final[slot].problem and not final[slot].problem.startswith(FAILED)]
         if not pending:
             break
     return [final[slot] for slot in range(count)] + rejected
@@ -83,21 +106,24 @@ def write_rubrics(
     settings: Synthesis,
     seed: int,
     journal: Journal,
+    ledger: Ledger | None = None,
 ) -> list[Rubric]:
     """`per_document` rubrics for every document, then the rejected ones (see `ask_until_valid`)."""
     slots = [(document, index) for document in documents for index in range(per_document)]
+    ledger = ledger or Ledger()
 
     def request(chosen: list[int], seed: int) -> list[Rubric]:
         asked = [ask_rubric(prompts, slots[slot][0].text) for slot in chosen]
-        texts = generate_texts(
-            engine, asked, settings, settings.max_rubric_tokens, RubricOutput, seed, journal, "rubrics"
+        written = generate_texts(
+            engine, asked, settings, settings.max_rubric_tokens, RubricOutput, seed, journal, RUBRICS, ledger
         )
         records = []
-        for slot, text in zip(chosen, texts, strict=True):
+        for slot, completion in zip(chosen, written, strict=True):
             document, index = slots[slot]
-            rubric, problem = parse_rubric(text)
+            rubric, problem = parse_rubric(completion.text)
+            problem = FAILED + completion.failure if completion.failure else problem
             # Where there is a problem, only `raw` is kept: what was parsed may hold what UTF-8 cannot.
-            kept, raw = ("", text) if problem else (rubric, "")
+            kept, raw = ("", completion.text) if problem else (rubric, "")
             records.append(Rubric(kept, document.id, engine.name, seed, index, problem, raw))
         return records
 
@@ -120,20 +146,25 @@ def write_pairs(
     settings: Synthesis,
     seed: int,
     journal: Journal,
+    ledger: Ledger | None = None,
 ) -> list[QAPair]:
     """One pair for every (document, rubric or none, slot), then the rejected ones (see `ask_until_valid`)."""
+    ledger = ledger or Ledger()
 
     def request(chosen: list[int], seed: int) -> list[QAPair]:
         asked = []
         for task in chosen:
             document, rubric, _ = tasks[task]
             asked.append(ask_pair(prompts, document.text, rubric.text if rubric else None))
-        texts = generate_texts(engine, asked, settings, settings.max_pair_tokens, PairOutput, seed, journal, "pairs")
+        written = generate_texts(
+            engine, asked, settings, settings.max_pair_tokens, PairOutput, seed, journal, PAIRS, ledger
+        )
         records = []
-        for task, text in zip(chosen, texts, strict=True):
+        for task, completion in zip(chosen, written, strict=True):
             document, rubric, slot = tasks[task]
-            question, answer, problem = parse_pair(text)
-            kept, raw = (("", ""), text) if problem else ((question, answer), "")
+            question, answer, problem = parse_pair(completion.text)
+            problem = FAILED + completion.failure if completion.failure else problem
+            kept, raw = (("", ""), completion.text) if problem else ((question, answer), "")
             rubric_id = rubric.id if rubric else ""
             records.append(QAPair(*kept, document.id, rubric_id, engine.name, seed, slot, problem, raw))
         return records
@@ -148,10 +179,9 @@ def follow_rubrics(documents: Sequence[Document], rubrics: Iterable[Rubric]) -> 
 
 
 def count_records(records: Sequence[Record]) -> dict[str, object]:
-    """How many were requested, how many are valid, and the reasons of the others; the counts add up."""
-    problems: dict[str, int] = {}
-    for record in records:
-        if record.problem:
-            problems[record.problem] = problems.get(record.problem, 0) + 1
-    invalid = sum(problems.values())
-    return {"requested": len(records), "valid": len(records) - invalid, "invalid": invalid, "problems": problems}
+    """How many were requested, are valid, invalid (answered otherwise) and failed (not answered); they add up."""
+    problems = Counter(record.problem for record in records if record.problem)
+    failed = sum(count for problem, count in problems.items() if problem.startswith(FAILED))
+    wrong = problems.total()
+    counts = {"requested": len(records), "valid": len(records) - wrong, "invalid": wrong - failed, "failed": failed}
+    return counts | {"problems": dict(problems)}

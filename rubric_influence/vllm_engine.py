@@ -16,6 +16,8 @@ class VLLMEngine:
     Raises ImportError where vLLM is not installed; `attention` of the spec is vLLM's own affair.
     """
 
+    independent = False
+
     def __init__(self, spec: ModelSpec, **options):
         try:
             import vllm

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,11 +38,36 @@ def test_a_crash_at_any_byte_costs_the_unfinished_entry_alone(entries, data, tmp
 
 
 @pytest.mark.parametrize("line", [b"not json", b'{"key": "b"}', b"[1]", b"7", b'{"key": [], "value": 1}', b"\xff"])
-def test_a_damaged_line_is_refused_with_its_number_and_what_to_do(tmp_path, line):
+def test_a_damaged_line_is_left_out_with_a_warning_and_the_others_are_kept(tmp_path, line):
     path = tmp_path / "answers.jsonl"
-    path.write_bytes(b'{"key": "a", "value": 1}\n' + line + b"\n")
-    with pytest.raises(ValueError, match="answers.jsonl, line 2 is damaged: .*; delete that line, or the whole file"):
-        Journal(path)
+    Journal(path).add("a", 1)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.warns(UserWarning, match="answers.jsonl, line 2 is damaged and left out"):
+        opened = Journal(path)
+    assert opened.values == {"a": 1}
+    opened.add("b", 2)
+    with pytest.warns(UserWarning):
+        assert Journal(path).values == {"a": 1, "b": 2}
+
+
+@given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_no_flipped_bit_passes_for_an_entry(place, bit, tmp_path_factory):
+    path = tmp_path_factory.mktemp("journal") / "answers.jsonl"
+    written = Journal(path)
+    written.add("a", ["what is it ?", "5 mg"])
+    written.add("b", 7)
+    whole = bytearray(path.read_bytes())
+    whole[place % len(whole)] ^= 1 << bit
+    path.write_bytes(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Journal(path).values
+    assert found.items() <= {"a": ["what is it ?", "5 mg"], "b": 7}.items() and len(found) < 2
+
+
+def test_an_entry_of_lone_surrogates_is_kept(tmp_path):
+    Journal(tmp_path / "j").add("a", "\ud800 é")
+    assert Journal(tmp_path / "j")["a"] == "\ud800 é"
 
 
 def test_other_inputs_mean_another_scratch_folder(tmp_path, monkeypatch):

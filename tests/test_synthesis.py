@@ -34,7 +34,7 @@ MALFORMED = {
 class ScriptedEngine:
     """Writes a good pair and rubric at once, numbered, unless `script` has another text for that number."""
 
-    name = "scripted"
+    name, independent = "scripted", False
 
     def __init__(self, script: dict[int, str] | None = None, fails_at_batch: int | None = None):
         self.script, self.fails_at_batch = script or {}, fails_at_batch
@@ -135,6 +135,7 @@ def test_counts_add_up(prompts, settings, tmp_path):
         "requested": 9,
         "valid": 4,
         "invalid": 5,
+        "failed": 0,
         "problems": {"no JSON object": 4, "answer is empty": 1},
     }
     assert len(engine.asked) == counts["requested"] == counts["valid"] + counts["invalid"]
@@ -191,7 +192,7 @@ def test_attempts_have_seeds_of_their_own():
     assert [slots for slots, _ in asked] == [[0, 1]] * 3
     assert len({seed for _, seed in asked}) == 3
     assert [(r.slot, r.seed == asked[2][1]) for r in records[:2]] == [(0, True), (1, True)]
-    assert count_records(records) == {"requested": 6, "valid": 2, "invalid": 4, "problems": {"bad": 4}}
+    assert count_records(records) == {"requested": 6, "valid": 2, "invalid": 4, "failed": 0, "problems": {"bad": 4}}
 
 
 def test_fixed_rubrics_are_dealt_in_equal_shares():

@@ -8,7 +8,7 @@ import pandas as pd
 from rubric_influence.config import Config
 from rubric_influence.generation import Engine, open_engine
 from rubric_influence.jobs import run_jobs
-from rubric_influence.journal import Journal, scratch_folder
+from rubric_influence.journal import Journal, answers_path, scratch_folder
 from rubric_influence.layout import (
     DOCUMENTS,
     EXAM,
@@ -20,13 +20,17 @@ from rubric_influence.layout import (
     list_arms,
     seed_folder,
 )
+from rubric_influence.ledger import Ledger
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid, read_records, write_records
 from rubric_influence.scoring import VALIDATION, TargetScorer
 from rubric_influence.synthesis import (
+    PAIRS,
+    RUBRICS,
     count_records,
     deal_rubrics,
     follow_rubrics,
+    identify,
     write_pairs,
     write_rubrics,
 )
@@ -49,15 +53,23 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
     models, size = config.models, config.synthesis.batch_size
     trained = models.rubric_generator.model_copy(update={"path": str(seed_folder(GENERATORS, seed))})
     specs = (models.teacher, models.rubric_generator, trained)
-    identity = ([fingerprint(spec) for spec in specs], config.prompts, config.synthesis, seed)
+    identity = ([fingerprint(spec) for spec in specs], config.prompts, identify(config.synthesis), seed)
+    journal = Journal(scratch_folder("final", *identity) / "answers.jsonl")
+    ledger = Ledger(config.synthesis.budget_usd, config.synthesis.budget_tokens)
+    kept = Journal(answers_path("final", seed))
     sets = synthesise_arms(
         config,
         documents,
-        *(open_engine(spec, size) for spec in specs),
+        *(
+            open_engine(spec, size, journal=kept, ledger=ledger, what=what)
+            for spec, what in zip(specs, (PAIRS, RUBRICS, RUBRICS), strict=True)
+        ),
         TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed),
         seed,
-        Journal(scratch_folder("final", *identity) / "answers.jsonl"),
+        journal,
+        ledger,
     )
+    write_metrics(journal.path.with_name("effort.json"), ledger.report_effort())
     for arm, (rubrics, pairs) in sets.items():
         write_records(seed_folder(FINAL / arm, seed) / "rubrics.jsonl", rubrics)
         write_records(seed_folder(FINAL / arm, seed) / "pairs.jsonl", pairs)
@@ -76,21 +88,22 @@ def synthesise_arms(
     scorer: TargetScorer,
     seed: int,
     journal: Journal,
+    ledger: Ledger | None = None,
 ) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
     """arm -> (rubrics, pairs) of one seed."""
     prompts, settings = config.prompts, config.synthesis
     budget = config.budget.final_pairs
 
     def pairs_from(rubrics: list[Rubric]) -> list[QAPair]:
-        return write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)
+        return write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal, ledger)
 
     def rubrics_from(generator: Engine, per_document: int) -> list[Rubric]:
         # Offset, so that final rubrics are not the initial set's over again.
-        return write_rubrics(generator, documents, per_document, prompts, settings, seed + 7919, journal)
+        return write_rubrics(generator, documents, per_document, prompts, settings, seed + 7919, journal, ledger)
 
     sets: dict[str, tuple[list[Rubric], list[QAPair]]] = {}
     alone = [(document, None, slot) for document in documents for slot in range(budget)]
-    sets["no_rubric"] = [], write_pairs(teacher, alone, prompts, settings, seed, journal)
+    sets["no_rubric"] = [], write_pairs(teacher, alone, prompts, settings, seed, journal, ledger)
     for arm, texts in (("expert_rubric", prompts.expert_rubrics), ("privileged_rubric", prompts.privileged_rubrics)):
         if texts:
             rubrics = deal_rubrics(texts, arm, documents, budget)

@@ -5,7 +5,7 @@ import pandas as pd
 from rubric_influence.config import Config
 from rubric_influence.generation import open_engine
 from rubric_influence.jobs import run_jobs
-from rubric_influence.journal import scratch_folder
+from rubric_influence.journal import Journal, answers_path, scratch_folder
 from rubric_influence.layout import (
     DOCUMENTS,
     EXAM,
@@ -17,6 +17,7 @@ from rubric_influence.layout import (
     hash_weights,
     seed_folder,
 )
+from rubric_influence.ledger import Ledger
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import Document, ExamItem, read_records
 from rubric_influence.rl import train_rubric_generator
@@ -47,7 +48,10 @@ def optimise_generators(config: Config) -> pd.DataFrame:
 
 def optimise_generator(config: Config, seed: int) -> list[dict]:
     documents = read_records(DOCUMENTS, Document)
-    teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
+    settings = config.synthesis
+    ledger = Ledger(settings.budget_usd, settings.budget_tokens)
+    kept = Journal(answers_path("generators", seed))  # of an endpoint; a rerun is not to pay for them again
+    teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what="rewards")
     warmup = seed_folder(WARMUP, seed)
     weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
     identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)

@@ -5,11 +5,20 @@ import pandas as pd
 from rubric_influence.config import Config
 from rubric_influence.generation import open_engine
 from rubric_influence.jobs import run_jobs
-from rubric_influence.journal import Journal, scratch_folder
+from rubric_influence.journal import Journal, answers_path, scratch_folder
 from rubric_influence.layout import DOCUMENTS, INITIAL, METRICS, fingerprint, seed_folder
+from rubric_influence.ledger import Ledger
 from rubric_influence.metrics import write_metrics
 from rubric_influence.records import Document, QAPair, Rubric, keep_valid, read_records, write_records
-from rubric_influence.synthesis import count_records, follow_rubrics, write_pairs, write_rubrics
+from rubric_influence.synthesis import (
+    PAIRS,
+    RUBRICS,
+    count_records,
+    follow_rubrics,
+    identify,
+    write_pairs,
+    write_rubrics,
+)
 
 
 def make_initial_sets(config: Config) -> dict[int, tuple[list[Rubric], list[QAPair]]]:
@@ -17,25 +26,28 @@ def make_initial_sets(config: Config) -> dict[int, tuple[list[Rubric], list[QAPa
     results = run_jobs(make_initial_set, [(config, seed) for seed in config.seeds], config.machine)
     sets = dict(zip(config.seeds, results, strict=True))
     counts = {
-        f"seed-{seed}": {"rubrics": count_records(rubrics), "pairs": count_records(pairs)}
-        for seed, (rubrics, pairs) in sets.items()
+        f"seed-{seed}": {"rubrics": count_records(rubrics), "pairs": count_records(pairs), "ledger": ledger}
+        for seed, (rubrics, pairs, ledger) in sets.items()
     }
     write_metrics(METRICS / "initial.json", counts)
-    return sets
+    return {seed: (rubrics, pairs) for seed, (rubrics, pairs, _) in sets.items()}
 
 
-def make_initial_set(config: Config, seed: int) -> tuple[list[Rubric], list[QAPair]]:
+def make_initial_set(config: Config, seed: int) -> tuple[list[Rubric], list[QAPair], dict]:
     documents = read_records(DOCUMENTS, Document)
     settings, prompts, models = config.synthesis, config.prompts, config.models
-    generator = open_engine(models.rubric_generator, settings.batch_size)
-    teacher = open_engine(models.teacher, settings.batch_size)
-    identity = (fingerprint(models.rubric_generator), fingerprint(models.teacher), prompts, settings, seed)
+    ledger = Ledger(settings.budget_usd, settings.budget_tokens)
+    kept = Journal(answers_path("initial", seed))
+    generator = open_engine(models.rubric_generator, settings.batch_size, journal=kept, ledger=ledger, what=RUBRICS)
+    teacher = open_engine(models.teacher, settings.batch_size, journal=kept, ledger=ledger, what=PAIRS)
+    identity = (fingerprint(models.rubric_generator), fingerprint(models.teacher), prompts, identify(settings), seed)
     journal = Journal(scratch_folder("initial", *identity) / "answers.jsonl")
-    rubrics = write_rubrics(generator, documents, config.budget.initial_pairs, prompts, settings, seed, journal)
-    pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal)
+    rubrics = write_rubrics(generator, documents, config.budget.initial_pairs, prompts, settings, seed, journal, ledger)
+    pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal, ledger)
+    write_metrics(journal.path.with_name("effort.json"), ledger.report_effort())
     write_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", rubrics)
     write_records(seed_folder(INITIAL, seed) / "pairs.jsonl", pairs)
-    return rubrics, pairs
+    return rubrics, pairs, ledger.report()
 
 
 def tabulate_examples(

@@ -8,8 +8,8 @@ random choice; document -> one of its facts; question -> answer, closed-book, ab
 seen (which teaches the form of an answer and the values that a topic can have, and nothing else). Copying from a
 document emerges only with a curriculum: documents of one to three facts first, of up to eight afterwards.
 
-Another field's base of the same family copies already: with `--start FOLDER` training goes on from its layers, and from
-its embeddings of the words that both fields use, and takes less than half as long.
+Another field's base, or another family's, copies already: with `--start FOLDER` training goes on from its layers, and
+from its embeddings of the words that both use, and takes less than half as long.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from rubric_influence.models import load_model, load_tokenizer
 
 SHORT_DOCUMENT = 3  # facts in a document of the curriculum's first part, at most
 STEPS = {"scratch": (2000, 3500), "start": (300, 1700)}  # of the curriculum's two parts
+OWN_NORMS = ("q_norm.weight", "k_norm.weight")  # Qwen3 has them, Llama does not: all else is named and shaped alike
 TASK_WEIGHTS = {"rubric": 1, "pair": 5, "free pair": 1, "fact": 2, "closed book": 2}
 
 
@@ -90,14 +91,15 @@ class Examples(IterableDataset):
 def take_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start: str) -> None:
     """Copy the weights of the base in the folder `start` into `model`: layers whole, embeddings word by word.
 
-    Words that `start` does not know keep their random embeddings. Raises ValueError for another architecture or size.
+    Words that `start` does not know keep their random embeddings, and norms that only one family has their ones.
+    Raises ValueError for another architecture or size.
     """
     spec = ModelSpec(path=start, dtype="float32", attention="eager")
     known, words = load_model(spec, "cpu").state_dict(), load_tokenizer(spec).get_vocab()
     own = model.state_dict()
     other = sorted(
         name for name in known.keys() | own.keys()
-        if name not in known or name not in own or known[name].shape[1:] != own[name].shape[1:]
+        if not name.endswith(OWN_NORMS) and (name not in known or name not in own or known[name].shape[1:] != own[name].shape[1:])
     )  # fmt: skip
     if other:
         raise ValueError(f"--start {start} is not of the new base's architecture and size: they differ in {other[0]}")
@@ -106,7 +108,7 @@ def take_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start:
     for name, tensor in own.items():
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             tensor[new_rows] = known[name][known_rows]
-        else:
+        elif name in known:
             tensor.copy_(known[name])
 
 
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--field", required=True)
     parser.add_argument("--family", choices=FAMILIES, default="qwen3")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--start", metavar="FOLDER", help="a base of the same family to go on from")
+    parser.add_argument("--start", metavar="FOLDER", help="a base to go on from")
     parser.add_argument("--short-steps", type=int, help="2000; with --start 300")
     parser.add_argument("--full-steps", type=int, help="3500; with --start 1700")
     parser.add_argument("--batch-size", type=int, default=24)

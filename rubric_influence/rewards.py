@@ -3,9 +3,11 @@
 Shapes: n rubrics, each with the influence of its pair along k validation directions (k = 1 for the paper's reward).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+MAX_SCARCITY = 4.0  # a direction that nobody serves must not drown the others
 
 
 def reward_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, invalid_penalty: float) -> torch.Tensor:
@@ -46,40 +48,67 @@ def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: i
 
 
 @dataclass(frozen=True)
-class EarnedInfluence:
-    """The positive influence that recent batches earned along each direction: the state of the set-level reward."""
+class ServedDirections:
+    """Which validation directions recent rubrics served, and how well: the state of the set-level reward.
 
-    mass_k: torch.Tensor | None = None  # None before the first batch
+    expert_k: what a validation question of direction k, had it been trained on, would do along k: the unit of quality.
+    weight_k: the direction's share of the validation questions; sums to 1.
+    served_k: the mean over recent valid rubrics of their quality where k is the direction that they serve best, else 0;
+        None before the first batch.
+    """
 
-    def update(self, influence_nk: torch.Tensor, valid_n: torch.Tensor) -> "EarnedInfluence":
-        """The exponential average, half-life one batch, of the batch's mean positive influence by direction."""
+    expert_k: torch.Tensor
+    weight_k: torch.Tensor
+    served_k: torch.Tensor | None = None
+
+    def assign(self, influence_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each rubric's quality max(0, max_k IF_k / expert_k), [n], and the direction k it is reached at, [n].
+
+        A direction that its own questions do not serve (expert_k not above 0) can be no rubric's best, unless all are
+        such: then influence counts in its own unit.
+        """
+        usable_k = self.expert_k > 0
+        unit_k = torch.where(usable_k, self.expert_k, torch.inf) if usable_k.any() else torch.ones_like(self.expert_k)
+        quality_n, best_n = (influence_nk / unit_k).max(dim=1)
+        return quality_n.clamp(min=0), best_n
+
+    def update(self, influence_nk: torch.Tensor, valid_n: torch.Tensor) -> "ServedDirections":
+        """The exponential average, half-life one batch, of what the batch's valid rubrics served."""
         if not valid_n.any():
             return self
-        earned_k = influence_nk[valid_n].clamp(min=0).mean(dim=0)
-        return EarnedInfluence(earned_k if self.mass_k is None else (self.mass_k + earned_k) / 2)
+        quality_n, best_n = self.assign(influence_nk[valid_n])
+        batch_k = torch.zeros_like(self.expert_k).index_add_(0, best_n, quality_n) / len(quality_n)
+        return replace(self, served_k=batch_k if self.served_k is None else (self.served_k + batch_k) / 2)
 
     @property
-    def weights_k(self) -> torch.Tensor:
-        """1 / mass_k: the gradient of sum_k log(mass_k), a concave utility of the set. Ones if nothing was earned.
-
-        A direction that earned less than a twentieth of the mean counts as if it had earned that much, so that one
-        that no pair can reach does not drown the others.
-        """
-        mean = self.mass_k.mean()
-        return 1 / self.mass_k.clamp(min=mean / 20) if mean > 0 else torch.ones_like(self.mass_k)
+    def scarcity_k(self) -> torch.Tensor:
+        """Fair share over actual share of what was served, at most MAX_SCARCITY; ones if nothing was."""
+        total = self.served_k.sum()
+        if not total > 0:
+            return torch.ones_like(self.weight_k)
+        return (self.weight_k * total / self.served_k).nan_to_num(0.0).clamp(max=MAX_SCARCITY)
 
 
 def reward_set_influence(
-    influence_nk: torch.Tensor, valid_n: torch.Tensor, earned: EarnedInfluence, invalid_penalty: float
-) -> tuple[torch.Tensor, EarnedInfluence]:
+    influence_nk: torch.Tensor, valid_n: torch.Tensor, served: ServedDirections, invalid_penalty: float
+) -> tuple[torch.Tensor, ServedDirections]:
     """The set-level reward, [n], and the state after this batch.
 
-    R = Valid * mean_k(IF_k / mass_k) - penalty * (1 - Valid), mass_k the influence already earned along direction k.
-    A departure from the paper: with its reward, training collapses onto the direction that pays most; with diminishing
-    returns each direction pays less the more it has been served. Influence in any unit gives the same reward, which is
-    1 for a rubric that adds to every direction what valid rubrics added of late.
+    R = Valid * quality / mean quality of late * scarcity of the direction served - penalty * (1 - Valid)
+
+    Up to the bound on scarcity this is the gradient of sum_k weight_k log(served_k), a concave utility of the set.
+    Departures from the paper. Diminishing returns: with its reward, training collapses onto the direction that pays
+    most. A rubric counts for the one direction that it serves best: directions share what is common to validation
+    questions, their form above all, and a sum over directions sees that alone, so that the strongest direction's
+    rubrics look good for all. Quality is relative to an expert's own question, so that a direction with long gradients
+    weighs no more than others. Influence in any unit gives the same reward, which is 1 on average where all shares
+    are fair.
     """
-    earned = earned.update(influence_nk, valid_n)
-    if earned.mass_k is None:
-        return torch.full_like(influence_nk[:, 0], -invalid_penalty), earned
-    return reward_influence(influence_nk * earned.weights_k, valid_n, invalid_penalty), earned
+    served = served.update(influence_nk, valid_n)
+    reward_n = torch.full_like(influence_nk[:, 0], -invalid_penalty)
+    if served.served_k is None:
+        return reward_n, served
+    total = served.served_k.sum()
+    quality_n, best_n = served.assign(influence_nk[valid_n])
+    reward_n[valid_n] = quality_n * served.scarcity_k[best_n] / total if total > 0 else 0.0
+    return reward_n, served

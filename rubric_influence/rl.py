@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from datasets import Dataset
@@ -23,7 +24,7 @@ from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_pair, ask_rubric
 from rubric_influence.records import Document
 from rubric_influence.rewards import (
-    EarnedInfluence,
+    ServedDirections,
     reward_influence,
     reward_published,
     reward_random,
@@ -32,10 +33,19 @@ from rubric_influence.rewards import (
 )
 from rubric_influence.sft import build_lora, find_whole_checkpoint
 
-# Questions and answers -> influence [pairs, directions], as scoring.TargetScorer: along all validation questions first,
-# then along groups of them, if any; last the guard's, which is logged and never optimised.
-Score = Callable[[Sequence[tuple[str, str]]], torch.Tensor]
-SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was earned
+SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was served
+
+
+class Score(Protocol):
+    """What scores pairs, as scoring.TargetScorer: questions and answers -> influence [pairs, directions].
+
+    Along all validation questions first, then along groups of them, if any; last the guard's, which is logged and never
+    optimised. Set-level rewards read `served`, the state that they start from.
+    """
+
+    served: ServedDirections
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor: ...
 
 
 class RubricReward:
@@ -48,7 +58,7 @@ class RubricReward:
     ):
         self.config, self.teacher, self.score, self.seed, self.log = config, teacher, score, seed, log
         self.documents = {document.id: document for document in documents}
-        self.earned = EarnedInfluence()
+        self.served = score.served if config.rl.reward in SET_LEVEL else None
 
     def __call__(self, completions: list, document_id: list[str], trainer_state, log_metric, **_) -> list[float]:
         step = trainer_state.global_step
@@ -78,7 +88,7 @@ class RubricReward:
             groups_nk = select_groups(scores_nk)
             if kind == "shuffled":
                 groups_nk = shuffle_influence(groups_nk, valid_n, draw)
-            reward_n, self.earned = reward_set_influence(groups_nk, valid_n, self.earned, penalty)
+            reward_n, self.served = reward_set_influence(groups_nk, valid_n, self.served, penalty)
             return reward_n
         if kind == "published":
             return reward_published(all_n1, valid_n)
@@ -99,6 +109,13 @@ class RubricReward:
             max_tokens=settings.max_pair_tokens,
             schema=PairOutput if settings.constrained else None,
         )
+        if failures := [completion.failure for completion in completions if completion.failure]:
+            # No fault of the rubric's: a penalty would teach it nothing, and leaving it out would bias its group.
+            raise RuntimeError(
+                f"the teacher {self.teacher.name} left {len(failures)} of {len(completions)} requests of step {step} "
+                f"unanswered ({failures[0]}); run again: what was answered is kept, and training goes on from its last "
+                "checkpoint"
+            )
         for row, completion in zip(asked, completions, strict=True):
             question, answer, problem = parse_pair(completion.text)
             if problem:
@@ -119,19 +136,20 @@ class RubricReward:
         return mean_nk, torch.tensor([mean is not None for mean in means])
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from `step` on, and earn again what came before: what a resumed run needs."""
-        self.earned = EarnedInfluence()
+        """Forget what was logged from `step` on, and serve again what came before: what a resumed run needs."""
+        if self.served:
+            self.served = self.score.served
         if not self.log.exists():
             return
         whole = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
         rows = [row for row in map(json.loads, whole) if row["step"] < step]
         self.log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        if self.config.rl.reward in SET_LEVEL:
+        if self.served:
             for number in range(step):
                 means = [average_influence(row) for row in rows if row["step"] == number]
                 if valid := [mean for mean in means if mean is not None]:
                     groups_nk = select_groups(torch.stack(valid))
-                    self.earned = self.earned.update(groups_nk, torch.ones(len(valid), dtype=torch.bool))
+                    self.served = self.served.update(groups_nk, torch.ones(len(valid), dtype=torch.bool))
 
 
 def select_groups(scores_nk: torch.Tensor) -> torch.Tensor:

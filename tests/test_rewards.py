@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rubric_influence.rewards import (
-    EarnedInfluence,
+    ServedDirections,
     reward_influence,
     reward_published,
     reward_random,
@@ -23,94 +23,114 @@ def test_the_papers_reward_is_mean_influence_or_minus_the_penalty():
     torch.testing.assert_close(reward_influence(influence_nk, valid_n, 0.1), torch.tensor([0.3, -0.1, -0.2]))
 
 
+def start(expert=(1.0, 1.0), weight=None, served=None):
+    """The state of the set-level reward: quality in units of `expert`, equal weights unless given."""
+    weight_k = torch.tensor(weight) if weight else torch.full((len(expert),), 1 / len(expert))
+    return ServedDirections(torch.tensor(expert), weight_k, None if served is None else torch.tensor(served))
+
+
+def test_a_rubric_serves_the_direction_on_which_it_comes_nearest_to_an_experts_question():
+    influence_nk = torch.tensor([[30.0, 4.0], [50.0, 2.0], [-1.0, -2.0]])
+    quality_n, best_n = start(expert=(100.0, 5.0)).assign(influence_nk)
+    torch.testing.assert_close(quality_n, torch.tensor([0.8, 0.5, 0.0]))  # 4/5 over 30/100; 50/100 over 2/5; none
+    assert best_n[:2].tolist() == [1, 0]
+
+
+def test_a_direction_that_its_own_questions_do_not_serve_is_nobodys_best():
+    influence_nk = torch.tensor([[0.1, 9.0], [-0.2, 9.0]])
+    quality_n, best_n = start(expert=(1.0, -3.0)).assign(influence_nk)
+    torch.testing.assert_close(quality_n, torch.tensor([0.1, 0.0]))
+    assert best_n[0] == 0
+    # Where all are such, influence counts as it is.
+    quality_n, best_n = start(expert=(0.0, -3.0)).assign(influence_nk)
+    assert quality_n.tolist() == [9.0, 9.0] and best_n.tolist() == [1, 1]
+
+
 def test_the_influence_of_invalid_rubrics_is_never_read():
     valid_n = torch.tensor([True, False])
     for unread in (NAN, float("inf"), 1e30):
         influence_nk = torch.tensor([[0.2, 0.6], [unread, unread]])
-        rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
-        torch.testing.assert_close(earned.mass_k, torch.tensor([0.2, 0.6]))
-        torch.testing.assert_close(rewards, torch.tensor([1.0, -0.1]))  # (0.2 / 0.2 + 0.6 / 0.6) / 2
+        rewards, served = reward_set_influence(influence_nk, valid_n, start(), 0.1)
+        torch.testing.assert_close(served.served_k, torch.tensor([0.0, 0.6]))
+        # Quality is the mean's, 0.6 / 0.6; direction 1 has all of what is served in place of its fair half.
+        torch.testing.assert_close(rewards, torch.tensor([0.5, -0.1]))
 
 
-def test_only_positive_influence_is_earned():
-    influence_nk = torch.tensor([[0.4, -0.2], [0.2, 0.1]])
-    earned = EarnedInfluence().update(influence_nk, torch.tensor([True, True]))
-    torch.testing.assert_close(earned.mass_k, torch.tensor([0.3, 0.05]))  # means of (0.4, 0.2) and (0, 0.1)
-
-
-def test_earned_influence_has_a_half_life_of_one_batch():
-    earned = EarnedInfluence(torch.tensor([1.0, 0.0]))
+def test_what_was_served_has_a_half_life_of_one_batch():
+    served = start(served=[1.0, 0.0])
     valid_n = torch.tensor([True])
     for expected in ([0.5, 0.4], [0.25, 0.6]):  # half of what was there and half of the batch's 0 and 0.8
-        earned = earned.update(torch.tensor([[0.0, 0.8]]), valid_n)
-        torch.testing.assert_close(earned.mass_k, torch.tensor(expected))
+        served = served.update(torch.tensor([[0.3, 0.8]]), valid_n)
+        torch.testing.assert_close(served.served_k, torch.tensor(expected))
 
 
-def test_a_batch_without_a_valid_rubric_earns_nothing_and_costs_the_penalty():
+def test_a_batch_without_a_valid_rubric_serves_nothing_and_costs_the_penalty():
     influence_nk, valid_n = torch.zeros(2, 1), torch.tensor([False, False])
-    before = EarnedInfluence(torch.tensor([0.3, 0.1]))
-    for earned in (EarnedInfluence(), before):
-        rewards, after = reward_set_influence(influence_nk, valid_n, earned, 0.25)
-        assert after is earned
+    for served in (start(), start(served=[0.3, 0.1])):
+        rewards, after = reward_set_influence(influence_nk, valid_n, served, 0.25)
+        assert after is served
         assert rewards.tolist() == [-0.25, -0.25]
 
 
-def test_a_direction_that_nothing_reaches_counts_as_a_twentieth_of_the_mean():
-    weights_k = EarnedInfluence(torch.tensor([0.3, 0.0])).weights_k
-    torch.testing.assert_close(weights_k, torch.tensor([1 / 0.3, 1 / 0.0075]))  # mean mass 0.15
+def test_a_starved_direction_pays_four_times_its_quality_at_most():
+    # Fair shares of 0.3 + 0.1 + 0 are 0.1, 0.1 and 0.2.
+    scarcity_k = start((1.0, 1.0, 1.0), [0.25, 0.25, 0.5], [0.3, 0.1, 0.0]).scarcity_k
+    torch.testing.assert_close(scarcity_k, torch.tensor([1 / 3, 1.0, 4.0]))
 
 
-def test_nothing_earned_yet_means_equal_weights():
-    torch.testing.assert_close(EarnedInfluence(torch.zeros(3)).weights_k, torch.ones(3))
-
-
-@given(masses)
-def test_weights_fall_with_mass(mass):
-    mass_k = torch.tensor(mass)
-    weights_k = EarnedInfluence(mass_k).weights_k
-    by_mass = weights_k[mass_k.argsort()]
-    assert (by_mass.diff() <= 1e-6 * by_mass[:-1]).all()
+def test_nothing_served_yet_means_equal_scarcity_and_no_reward():
+    torch.testing.assert_close(start(served=[0.0, 0.0]).scarcity_k, torch.ones(2))
+    rewards, _ = reward_set_influence(torch.tensor([[-0.1, -0.2]]), torch.tensor([True]), start(), 0.1)
+    assert rewards.tolist() == [0.0]
 
 
 @given(masses)
-def test_no_direction_drowns_the_others(mass):
-    weights_k = EarnedInfluence(torch.tensor(mass)).weights_k
-    # The largest mass is at most k times the mean, which is 20 times the floor.
-    assert weights_k.max() <= 20 * len(mass) * weights_k.min() * (1 + 1e-5)
+def test_scarcity_falls_with_what_was_served(mass):
+    served_k = torch.tensor(mass)
+    scarcity_k = start(expert=[1.0] * len(mass), served=mass).scarcity_k
+    assert (scarcity_k[served_k.argsort()].diff() <= 1e-6).all()
+    assert scarcity_k.min() >= 0 and scarcity_k.max() <= 4
 
 
 def test_a_direction_that_is_served_pays_less_from_batch_to_batch():
-    # Two rubrics serve direction 0, one serves direction 1: equal influence, so only what is earned tells them apart.
-    influence_nk = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 0.5]])
+    # Two rubrics serve direction 0, one serves direction 1, equally well: only the shares tell them apart.
+    influence_nk = torch.tensor([[0.5, 0.1], [0.5, 0.1], [0.1, 0.5]])
     valid_n = torch.ones(3, dtype=torch.bool)
-    rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
-    # Mass 1/3 and 1/6: the crowd's rubrics get (0.5 / (1/3)) / 2, the other (0.5 / (1/6)) / 2.
+    rewards, served = reward_set_influence(influence_nk, valid_n, start(), 0.1)
+    # Served 1/3 and 1/6 of a total of 1/2, where 1/4 each would be fair: scarcity 3/4 and 3/2.
     torch.testing.assert_close(rewards, torch.tensor([0.75, 0.75, 1.5]))
-    only_first = influence_nk[[0, 0, 0]]
-    paid, owed = [rewards[0].item()], [rewards[2].item()]
+    assert rewards.mean() == 1
+    paid, owed = [rewards[0].item()], [served.scarcity_k[1].item()]
     for _ in range(3):
-        rewards, earned = reward_set_influence(only_first, valid_n, earned, 0.1)
+        rewards, served = reward_set_influence(influence_nk[[0, 0, 0]], valid_n, served, 0.1)
         paid.append(rewards[0].item())
-        owed.append((influence_nk[2] * earned.weights_k).mean().item())  # for the other direction, had one served it
+        owed.append(served.scarcity_k[1].item())
     assert paid == sorted(paid, reverse=True) and owed == sorted(owed)
-    assert owed[-1] / paid[-1] > 5 * owed[0] / paid[0]
+    assert owed[-1] / paid[-1] > 3 * owed[0] / paid[0]
+
+
+def test_a_direction_that_all_rubrics_serve_a_little_does_not_make_them_alike():
+    # Rubric 0 does more for direction 1 than rubric 1 does, in influence; not in what an expert's question would do.
+    influence_nk = torch.tensor([[400.0, 60.0], [10.0, 50.0]])
+    rewards, _ = reward_set_influence(influence_nk, torch.tensor([True, True]), start(expert=(400.0, 50.0)), 0.1)
+    assert rewards[1] > 0.8 * rewards[0]
 
 
 @given(st.floats(1e-3, 1e3))
 def test_the_set_level_reward_is_the_same_in_any_unit(unit):
     influence_nk = torch.tensor([[0.5, -0.3], [0.1, 0.2], [NAN, NAN], [-0.2, 0.4]])
     valid_n = torch.tensor([True, True, False, True])
-    rewards, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.7)
-    again, other = reward_set_influence(unit * influence_nk, valid_n, EarnedInfluence(), 0.7)
-    torch.testing.assert_close(again, rewards, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(other.mass_k, unit * earned.mass_k)
+    rewards, served = reward_set_influence(influence_nk, valid_n, start((0.5, 0.3)), 0.7)
+    again, other = reward_set_influence(unit * influence_nk, valid_n, start((0.5 * unit, 0.3 * unit)), 0.7)
+    torch.testing.assert_close(again, rewards, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.served_k, served.served_k)
 
 
-def test_along_one_direction_the_set_level_reward_is_the_papers_over_what_was_earned():
+def test_along_one_direction_the_set_level_reward_is_influence_over_its_mean():
     influence_nk, valid_n = torch.tensor([[0.3], [-0.2], [0.9]]), torch.tensor([True, True, True])
-    set_reward, earned = reward_set_influence(influence_nk, valid_n, EarnedInfluence(), 0.1)
-    assert earned.mass_k.item() == pytest.approx(0.4)  # (0.3 + 0 + 0.9) / 3
-    torch.testing.assert_close(set_reward, reward_influence(influence_nk, valid_n, 0.1) / 0.4)
+    rewards, served = reward_set_influence(influence_nk, valid_n, start((2.0,)), 0.1)
+    assert served.served_k.item() == pytest.approx(0.2)  # (0.3 + 0 + 0.9) / 3, in units of 2
+    torch.testing.assert_close(rewards, torch.tensor([0.75, 0.0, 2.25]))
 
 
 def test_the_published_reward_pays_an_invalid_rubric_more_than_a_harmful_one():

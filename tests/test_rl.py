@@ -9,7 +9,7 @@ from rubric_influence.corpus import build_corpus
 from rubric_influence.generation import Completion, open_engine
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.records import Document
-from rubric_influence.rewards import EarnedInfluence, reward_set_influence
+from rubric_influence.rewards import ServedDirections, reward_set_influence
 from rubric_influence.rl import RubricReward, train_rubric_generator
 from rubric_influence.scoring import TargetScorer
 from rubric_influence.sft import fine_tune
@@ -47,12 +47,17 @@ INFLUENCE = {
 }
 
 
-def score(pairs):
-    return torch.tensor([INFLUENCE[answer] for _, answer in pairs])
+class Score:
+    """Looks influence up; an expert's question would do 1 along either group."""
+
+    served = ServedDirections(torch.ones(2), torch.tensor([0.5, 0.5]))
+
+    def __call__(self, pairs):
+        return torch.tensor([INFLUENCE[answer] for _, answer in pairs])
 
 
 def make_reward(config, log, texts=(), seed=0):
-    return RubricReward(config, DOCUMENTS, ScriptedTeacher(texts), score, seed, log)
+    return RubricReward(config, DOCUMENTS, ScriptedTeacher(texts), Score(), seed, log)
 
 
 def call(reward, completions, step, metrics=None):
@@ -115,10 +120,18 @@ def test_several_pairs_of_a_rubric_are_averaged_over_the_valid_ones(lab_config, 
 def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
     reward = make_reward(set_level, tmp_path / "log", [write_pair("a"), write_pair("c"), write_pair("a")])
     first = call(reward, [GOOD, GOOD], 0)
-    # Mass 0.2 and 0.3: (0.4 / 0.2) / 2 and (0.6 / 0.3) / 2.
+    # Served 0.2 and 0.3, 0.25 would be fair: 0.4 * (0.25 / 0.2) / 0.5 and 0.6 * (0.25 / 0.3) / 0.5.
     assert first == pytest.approx([1.0, 1.0])
-    # Mass (0.2 + 0.4) / 2 and 0.3 / 2: (0.4 / 0.3) / 2.
+    # Served (0.2 + 0.4) / 2 and 0.3 / 2, 0.225 would be fair: 0.4 * (0.225 / 0.3) / 0.45.
     assert call(reward, [GOOD], 1) == pytest.approx([2 / 3])
+
+
+def test_requests_that_the_teacher_left_unanswered_stop_training_and_are_no_rubrics_fault(plain, tmp_path):
+    reward = make_reward(plain, tmp_path / "log")
+    reward.teacher.generate = lambda conversations, **_: [Completion("", 0, 0, False, failure="429")] * 2
+    with pytest.raises(RuntimeError, match=r"scripted left 2 of 2 requests of step 3 unanswered \(429\); run again"):
+        call(reward, [GOOD, GOOD], 3)
+    assert not (tmp_path / "log").exists()
 
 
 def test_rewards_for_comparison_read_what_their_names_say(lab_config, tmp_path):
@@ -165,33 +178,33 @@ def test_steps_and_seeds_draw_differently_from_the_teacher(plain, tmp_path):
 @pytest.mark.parametrize(
     "torn", [b"", b'{"step": 2, "docu', b'{"step": 2, "pairs": [{"answer": "a"}', b'{"rubric": "\xc3']
 )
-def test_rewinding_restores_exactly_what_was_earned_before_a_step(lab_config, tmp_path, step, torn):
+def test_rewinding_restores_exactly_what_was_served_before_a_step(lab_config, tmp_path, step, torn):
     config = lab_config({"rl": {"reward": "set_influence", "pairs_per_rubric": 3}})
     answers = ["d", "c", "d", "a", "b", "c", "d", "d", "b"] * 3
     texts = [write_pair(answer) for answer in answers]
     texts[4] = "no pair"
     reward = make_reward(config, tmp_path / "log", texts)
-    earned = [reward.earned]
+    served = [reward.served]
     for number in range(3):
         call(reward, [GOOD, "no rubric", GOOD] if number != 1 else ["no rubric"] * 3, number)
-        earned.append(reward.earned)
+        served.append(reward.served)
     rows = read_log(tmp_path / "log")
     with (tmp_path / "log").open("ab") as file:
         file.write(torn)  # killed while writing
     again = make_reward(config, tmp_path / "log")
     again.rewind(step)
     if step == 0:
-        assert again.earned.mass_k is None
+        assert again.served.served_k is None
     else:
-        assert torch.equal(again.earned.mass_k, earned[step].mass_k)
+        assert torch.equal(again.served.served_k, served[step].served_k)
     assert read_log(tmp_path / "log") == [row for row in rows if row["step"] < step]
 
 
 def test_rewinding_without_a_log_starts_anew(set_level, tmp_path):
     reward = make_reward(set_level, tmp_path / "log")
-    reward.earned = EarnedInfluence(torch.ones(2))
+    reward.served = reward.served.update(torch.ones(1, 2), torch.tensor([True]))
     reward.rewind(0)
-    assert reward.earned.mass_k is None and not (tmp_path / "log").exists()
+    assert reward.served.served_k is None and not (tmp_path / "log").exists()
 
 
 # ---------------------------------------------------------------- training, with the lab's teacher and target
@@ -250,7 +263,7 @@ def test_training_keeps_every_rubric_pair_and_reward(undisturbed, config, lab):
         assert [row["document_id"] for row in batch] == [batch[0]["document_id"]] * 4 + [batch[4]["document_id"]] * 4
         assert batch[0]["document_id"] != batch[4]["document_id"]
     assert {row["document_id"] for row in rows} == {document.id for document in documents}  # one epoch
-    earned = EarnedInfluence()
+    served = scorer.served
     for step in range(3):
         batch = [row for row in rows if row["step"] == step]
         valid_n = torch.tensor([any(not p["problem"] for p in row["pairs"]) for row in batch])
@@ -259,7 +272,7 @@ def test_training_keeps_every_rubric_pair_and_reward(undisturbed, config, lab):
             for pair in row["pairs"]:
                 if not pair["problem"]:
                     influence_nk[place] = torch.tensor(pair["influence"][1:-1])
-        rewards, earned = reward_set_influence(influence_nk, valid_n, earned, config.rl.invalid_penalty)
+        rewards, served = reward_set_influence(influence_nk, valid_n, served, config.rl.invalid_penalty)
         assert [row["reward"] for row in batch] == pytest.approx(rewards.tolist())
         logged = [entry for entry in log if entry.get("step") == step + 1][0]
         assert logged["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from rubric_influence.corpus import build_corpus
-from rubric_influence.influence.directions import cluster_directions
+from rubric_influence.influence.directions import cluster_embeddings
+from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
 from rubric_influence.models import load_tokenizer
-from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer, split_halves
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 
 
@@ -95,13 +96,11 @@ def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, tex
 
 
 def cluster_items(config, checkpoint, items, clusters):
-    """The items of every cluster of a checkpoint's gradients."""
+    """The items of every cluster of their embeddings at a checkpoint."""
     tokenizer = load_tokenizer(config.models.target)
     model = load_fine_tuned(config.models.target, checkpoint)
-    names = list(match_moments(load_moments(checkpoint / "moments.safetensors"), model).exp_avg)
-    gradients = [reference_gradient(model, encode(tokenizer, i.question, i.answer), names) for i in items]
-    flat = torch.stack([torch.cat([g[name].flatten() for name in names]) for g in gradients])
-    _, labels = cluster_directions(flat, clusters, seed=0)
+    embeddings = embed(model, [encode(tokenizer, i.question, i.answer) for i in items], 1000)
+    labels = cluster_embeddings(embeddings, clusters, seed=0)
     return [[i for i, label in zip(items, labels, strict=True) if label == cluster] for cluster in range(clusters)]
 
 
@@ -112,12 +111,12 @@ def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup
     arguments = (config.models.target, draw_pairs(12, seed=5), config.prompts, config.lora, long, 1)
     fine_tune(*arguments, tmp_path / "long", tmp_path / "scratch")
     shutil.copytree(tmp_path / "long/checkpoint-8", tmp_path / "out/checkpoint-8")
-    config = with_directions(config, "clusters", clusters=5)
+    config = with_directions(config, "clusters", clusters=3)
     validation = [item for item in exam if item.split == "validation"]
-    groups, others = (cluster_items(config, c, validation, 5) for c in list_checkpoints(tmp_path / "out"))
+    groups, others = (cluster_items(config, c, validation, 3) for c in list_checkpoints(tmp_path / "out"))
     assert groups != others
     scorer = TargetScorer(config, tmp_path / "out", exam, seed=0)
-    assert scorer.names == [VALIDATION, "cluster 0", "cluster 1", "cluster 2", "cluster 3", "cluster 4", GUARD]
+    assert scorer.names == [VALIDATION, "cluster 0", "cluster 1", "cluster 2", GUARD]
     groups = [validation, *groups, [item for item in exam if item.split == "guard"]]
     expected = score_naively(config, tmp_path / "out", groups, texts)
     torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
@@ -156,3 +155,26 @@ def test_questions_are_asked_in_the_profiles_words(lab_config, config, exam, war
 def test_a_split_without_questions_is_refused(config, exam, warmup):
     with pytest.raises(ValueError, match="0 validation examples"):
         TargetScorer(config, warmup, [item for item in exam if item.split == "validation"], seed=0)
+
+
+def test_a_group_is_split_in_turn():
+    assert split_halves(["b", "a", "b", "b"]) == ["b/0", "a/0", "b/1", "b/0"]
+
+
+def test_an_experts_question_is_measured_along_the_other_half_of_its_topic(config, exam, warmup):
+    config = with_directions(config, "topics", momentum=False)
+    scorer = TargetScorer(config, warmup, exam, seed=0)
+    validation = [item for item in exam if item.split == "validation"]
+    topics = sorted({item.topic for item in validation})
+    torch.testing.assert_close(scorer.served.weight_k, torch.full((len(topics),), 1 / len(topics)))
+    assert scorer.served.served_k is None
+    for topic, found in zip(topics, scorer.served.expert_k, strict=True):
+        first, second = (item for item in validation if item.topic == topic)
+        texts = [(first.question, first.answer), (second.question, second.answer)]
+        scores = score_naively(config, warmup, [[first], [second]], texts)
+        assert found.item() == pytest.approx((scores[0, 1] + scores[1, 0]).item() / 2, abs=2e-5)
+
+
+def test_without_groups_all_validation_questions_are_one_direction(config, exam, warmup):
+    served = TargetScorer(with_directions(config, "mean"), warmup, exam, seed=0).served
+    assert served.weight_k.tolist() == [1.0] and served.expert_k.shape == (1,)

@@ -62,3 +62,16 @@ def cluster_directions(gradients: torch.Tensor, clusters: int, seed: int) -> tup
     labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(points.numpy())
     means = [gradients[torch.from_numpy(labels == cluster)].mean(dim=0) for cluster in range(clusters)]
     return torch.stack(means), labels.tolist()
+
+
+def cluster_embeddings(embeddings: torch.Tensor, clusters: int, seed: int) -> list[int]:
+    """Each validation example's cluster by k-means over unit embeddings [n, h]: topics, where they have no names.
+
+    What questions are about shows in their embeddings more clearly than in their gradients, which also hold each
+    answer's own noise: on the lab, clusters of embeddings are of one topic each, those of gradients often are not.
+
+    Raises ValueError if there are fewer examples than clusters.
+    """
+    if not 1 <= clusters <= len(embeddings):
+        raise ValueError(f"clusters is {clusters} and there are {len(embeddings)} validation questions; use fewer")
+    return KMeans(clusters, n_init=10, random_state=seed).fit_predict(embeddings.numpy()).tolist()

@@ -98,9 +98,11 @@ def take_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start:
     known, words = load_model(spec, "cpu").state_dict(), load_tokenizer(spec).get_vocab()
     own = model.state_dict()
     other = sorted(
-        name for name in known.keys() | own.keys()
-        if not name.endswith(OWN_NORMS) and (name not in known or name not in own or known[name].shape[1:] != own[name].shape[1:])
-    )  # fmt: skip
+        name
+        for name in known.keys() | own.keys()
+        if not name.endswith(OWN_NORMS)
+        and not (name in known and name in own and known[name].shape[1:] == own[name].shape[1:])
+    )
     if other:
         raise ValueError(f"--start {start} is not of the new base's architecture and size: they differ in {other[0]}")
     shared = [(new, words[word]) for word, new in tokenizer.get_vocab().items() if word in words]

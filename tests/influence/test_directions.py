@@ -3,7 +3,7 @@ import torch
 from conftest import draw_examples
 from sklearn.cluster import KMeans
 
-from rubric_influence.influence.directions import cluster_directions, validation_gradients
+from rubric_influence.influence.directions import cluster_directions, cluster_embeddings, validation_gradients
 from rubric_influence.influence.gradients import example_gradients
 
 
@@ -47,3 +47,11 @@ def test_clusters_that_cannot_be_made_are_refused():
         cluster_directions(torch.eye(2), clusters=3, seed=0)
     with pytest.raises(ValueError, match="validation gradient 1 is zero"):
         cluster_directions(torch.tensor([[1.0], [0.0]]), clusters=1, seed=0)
+
+
+def test_embeddings_that_lie_together_are_one_cluster():
+    embeddings = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.0], [0.0, 1.0]]), dim=1)
+    labels = cluster_embeddings(embeddings, clusters=2, seed=0)
+    assert labels[0] == labels[2] != labels[1] == labels[3]
+    with pytest.raises(ValueError, match="clusters is 5 and there are 4 validation questions"):
+        cluster_embeddings(embeddings, clusters=5, seed=0)

@@ -12,7 +12,7 @@ from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.lab import pretraining
 from rubric_influence.lab.models import build_model, build_tokenizer
-from rubric_influence.lab.pretraining import Examples, draw_example, pretrain
+from rubric_influence.lab.pretraining import Examples, draw_example, pretrain, take_over
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.parsing import parse_pair, parse_rubric
 
@@ -21,12 +21,12 @@ FIELD = REPOSITORY / "data/lab/fields/medicine.yaml"
 MODELS = sorted(path.parent for path in (REPOSITORY / "data/lab/models").glob("*/recipe.json"))
 
 
-def read_defaults(monkeypatch) -> dict:
-    """What the command trains with when it is given a field and a folder alone."""
+def read_defaults(monkeypatch, start=()) -> dict:
+    """What the command trains with when it is given a field and a folder, and perhaps a base to go on from."""
     given = {}
-    names = ["field", "family", "out", "short_steps", "full_steps", "batch_size", "seed"]
+    names = ["field", "family", "out", "start", "short_steps", "full_steps", "batch_size", "seed"]
     monkeypatch.setattr(pretraining, "pretrain", lambda *values: given.update(zip(names, values, strict=True)))
-    monkeypatch.setattr(sys, "argv", ["pretraining", "--field", "f", "--out", "o"])
+    monkeypatch.setattr(sys, "argv", ["pretraining", "--field", "f", "--out", "o", *start])
     pretraining.main()
     return given
 
@@ -34,7 +34,8 @@ def read_defaults(monkeypatch) -> dict:
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 def test_a_shipped_models_recipe_is_what_the_command_does_by_default(folder, monkeypatch, capsys):
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    defaults = read_defaults(monkeypatch)
+    start = ["--start", recipe["start"]] if "start" in recipe else []
+    defaults = read_defaults(monkeypatch, start)
     for key in ("short_steps", "full_steps", "batch_size", "seed"):
         assert recipe[key] == defaults[key], key
     assert folder.name == f"{recipe['field']}-{recipe['family']}"
@@ -79,7 +80,7 @@ def test_the_stream_depends_on_the_seed_alone(medicine):
 
 def test_twenty_steps_lower_the_loss_and_leave_a_folder_that_loads(medicine, tmp_path, capsys):
     out = tmp_path / "base"
-    recipe = pretrain(str(FIELD), "qwen3", str(out), short_steps=10, full_steps=10, batch_size=4, seed=0)
+    recipe = pretrain(str(FIELD), "qwen3", str(out), None, short_steps=10, full_steps=10, batch_size=4, seed=0)
     assert json.loads((out / "recipe.json").read_text(encoding="utf-8")) == recipe
     spec = ModelSpec(path=str(out), dtype="float32", attention="eager")
     trained, tokenizer = load_model(spec, "cpu"), load_tokenizer(spec)
@@ -94,3 +95,27 @@ def test_twenty_steps_lower_the_loss_and_leave_a_folder_that_loads(medicine, tmp
     assert before > 5.5
     assert after < before - 0.5
     assert recipe["loss"] < before
+
+
+def test_a_base_that_goes_on_from_another_field_and_family_has_its_layers_and_known_words(medicine):
+    start = REPOSITORY / "data/lab/models/history-qwen3"
+    tokenizer = build_tokenizer(medicine)
+    set_seed(0)
+    model = build_model(tokenizer, "llama")
+    drawn = model.get_input_embeddings().weight.detach().clone()
+    take_over(model, tokenizer, str(start))
+    spec = ModelSpec(path=str(start), dtype="float32", attention="eager")
+    known, words = load_model(spec, "cpu").state_dict(), load_tokenizer(spec).get_vocab()
+    embeddings = "model.embed_tokens.weight"
+    for name, tensor in model.state_dict().items():
+        if name not in (embeddings, "lm_head.weight"):
+            assert torch.equal(tensor, known[name]), name
+    for word, row in tokenizer.get_vocab().items():
+        expected = known[embeddings][words[word]] if word in words else drawn[row]
+        assert torch.equal(model.get_input_embeddings().weight[row], expected), word
+
+
+def test_a_base_of_another_size_is_refused(medicine):
+    tokenizer = build_tokenizer(medicine)
+    with pytest.raises(ValueError, match="not of the new base's architecture and size: they differ in"):
+        take_over(build_model(tokenizer, layers=2), tokenizer, str(REPOSITORY / "data/lab/models/history-qwen3"))

@@ -114,7 +114,7 @@ def check_models(config: Config, documents: list[Document]) -> list[str]:
         if template is None:
             check_pairs_fit(config)
             continue
-        room = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+        room = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "max_position_embeddings", None)
         if room and settings.max_prompt_tokens + written > room:
             raise ValueError(
                 f"models.{role}: prompts of synthesis.max_prompt_tokens ({settings.max_prompt_tokens}) and {written} "

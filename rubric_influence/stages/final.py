@@ -22,6 +22,7 @@ from rubric_influence.layout import (
 )
 from rubric_influence.ledger import Ledger
 from rubric_influence.metrics import write_metrics
+from rubric_influence.quality import ContaminationIndex
 from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid, read_records, write_records
 from rubric_influence.scoring import VALIDATION, TargetScorer
 from rubric_influence.synthesis import (
@@ -49,7 +50,7 @@ def make_final_sets(config: Config) -> pd.DataFrame:
 
 def make_final_set(config: Config, seed: int) -> dict[str, dict]:
     """Write every arm of one seed; returns their counts."""
-    documents = read_records(DOCUMENTS, Document)
+    documents, exam = read_records(DOCUMENTS, Document), read_records(EXAM, ExamItem)
     models, size = config.models, config.synthesis.batch_size
     trained = models.rubric_generator.model_copy(update={"path": str(seed_folder(GENERATORS, seed))})
     specs = (models.teacher, models.rubric_generator, trained)
@@ -64,7 +65,7 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
             open_engine(spec, size, journal=kept, ledger=ledger, what=what)
             for spec, what in zip(specs, (PAIRS, RUBRICS, RUBRICS), strict=True)
         ),
-        TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed),
+        TargetScorer(config, seed_folder(WARMUP, seed), exam, seed),
         seed,
         journal,
         ledger,
@@ -73,9 +74,23 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
     for arm, (rubrics, pairs) in sets.items():
         write_records(seed_folder(FINAL / arm, seed) / "rubrics.jsonl", rubrics)
         write_records(seed_folder(FINAL / arm, seed) / "pairs.jsonl", pairs)
+    index = ContaminationIndex(exam)
     return {
-        arm: {"rubrics": count_records(rubrics), "pairs": count_records(pairs)}
+        arm: {"rubrics": count_records(rubrics), "pairs": count_records(pairs), **describe_questions(pairs, index)}
         for arm, (rubrics, pairs) in sets.items()
+    }
+
+
+def describe_questions(pairs: Sequence[QAPair], index: ContaminationIndex) -> dict[str, int]:
+    """Of the valid pairs: how many different questions they ask, and how many ask, or hold, one of the exam's.
+
+    An exam question among the pairs is no leak by itself where the documents are what the exam is about, as the lab's
+    are: its answer then comes from a document. Elsewhere it is a reason to look.
+    """
+    questions = [pair.question for pair in keep_valid(pairs)]
+    return {
+        "distinct_questions": len(set(questions)),
+        "exam_questions": sum(1 for question in questions if index.find(question)),
     }
 
 

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 
 import rubric_influence
@@ -59,3 +61,19 @@ def test_what_is_forbidden_is_found(source):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_package_runs_nothing_that_others_wrote(path):
     assert find_dangers(path.read_text(encoding="utf-8")) == []
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def test_pandas_escapes_what_a_styled_table_shows_only_where_it_is_told_to():
+    written = pd.DataFrame({"question": ["<script>alert()</script>"], "influence": [1.0]})
+    assert "<script>" in written.style.to_html()
+    assert "<script>" not in written.style.format({"influence": "{:+.4g}"}, escape="html").to_html()
+    assert "<script>" not in written.to_html()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_escape_what_models_wrote(path):
+    code = "".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    assert code.count(".style.") == code.count(".style.format(") == code.count('escape="html"')

@@ -1,12 +1,14 @@
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 
 from rubric_influence.corpus import build_corpus
-from rubric_influence.influence.directions import cluster_embeddings
+from rubric_influence.influence.directions import cluster_directions, cluster_embeddings
 from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.examples import encode
+from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
 from rubric_influence.models import load_tokenizer
@@ -178,3 +180,21 @@ def test_an_experts_question_is_measured_along_the_other_half_of_its_topic(confi
 def test_without_groups_all_validation_questions_are_one_direction(config, exam, warmup):
     served = TargetScorer(with_directions(config, "mean"), warmup, exam, seed=0).served
     assert served.weight_k.tolist() == [1.0] and served.expert_k.shape == (1,)
+
+
+def test_clusters_of_embeddings_are_of_one_topic_each_and_those_of_gradients_are_not(config, lab_config, warmup):
+    items = build_corpus(lab_config({"corpus": {"validation_entities": 24}}).corpus).exam
+    validation = [item for item in items if item.split == "validation"]
+    model = load_fine_tuned(config.models.target, list_checkpoints(warmup)[-1])
+    tokenizer = load_tokenizer(config.models.target)
+    asked = [encode(tokenizer, item.question, item.answer) for item in validation]
+
+    def share_of_main_topics(labels):
+        """Of all items, those of their cluster's most frequent topic."""
+        counts = Counter(zip(labels, (item.topic for item in validation), strict=True))
+        largest = {label: max(n for (other, _), n in counts.items() if other == label) for label in set(labels)}
+        return sum(largest.values()) / len(validation)
+
+    assert share_of_main_topics(cluster_embeddings(embed(model, asked, 2000), 8, seed=0)) > 0.98
+    gradients = example_gradients(model, asked, 2000)
+    assert share_of_main_topics(cluster_directions(gradients, 8, seed=0)[1]) < 0.98

@@ -68,7 +68,7 @@ def cluster_embeddings(embeddings: torch.Tensor, clusters: int, seed: int) -> li
     """Each validation example's cluster by k-means over unit embeddings [n, h]: topics, where they have no names.
 
     What questions are about shows in their embeddings more clearly than in their gradients, which also hold each
-    answer's own noise: on the lab, clusters of embeddings are of one topic each, those of gradients often are not.
+    answer's own noise (tests/test_scoring.py measures both on the lab).
 
     Raises ValueError if there are fewer examples than clusters.
     """

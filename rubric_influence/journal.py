@@ -3,10 +3,13 @@
 DVC deletes a stage's outputs before it runs, so what a stage can resume from lives in a git-ignored folder,
 `scratch/<stage>/<hash of everything that shapes the result>`: other inputs, another folder. Answers that were paid for
 are in `scratch/answers`, whatever else changed: their keys hold everything that shapes them.
+
+A kill may come at any moment, so what is finished appears under its name in one step and goes in one step.
 """
 
 import json
 import os
+import shutil
 import time
 import warnings
 import zlib
@@ -28,6 +31,26 @@ def scratch_folder(stage: str, *inputs: object) -> Path:
 def answers_path(stage: str, seed: int) -> Path:
     """Where a stage keeps what an endpoint answered, whatever its other inputs are."""
     return SCRATCH / "answers" / f"{stage}-seed-{seed}.jsonl"
+
+
+def deliver(finished: str | Path, out: str | Path) -> None:
+    """Copy a finished folder to `out`, in place of what is there: a folder of that name is whole."""
+    out = Path(out)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(finished, partial)
+    if out.exists():
+        discard(out)
+    partial.rename(out)
+
+
+def discard(folder: str | Path) -> None:
+    """Remove a folder of work. Under its name it is gone at once, so that nobody goes on from half of it."""
+    folder = Path(folder)
+    doomed = folder.with_name(f"{folder.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 class Journal:

@@ -6,6 +6,7 @@ the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Ev
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rubric_influence.config import Config
 from rubric_influence.diagnostics import describe_batch
 from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, TransformersEngine
+from rubric_influence.journal import deliver, discard
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.progress import show_progress
@@ -141,9 +143,10 @@ class RubricReward:
             self.served = self.score.served
         if not self.log.exists():
             return
-        whole = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
-        rows = [row for row in map(json.loads, whole) if row["step"] < step]
-        self.log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        lines = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
+        rows = [row for row in map(json.loads, lines) if row["step"] < step]
+        # Steps are in order. Cut and not written anew: a kill between would lose what cannot be made again.
+        os.truncate(self.log, sum(len(line) + 1 for line in lines[: len(rows)]))
         if self.served:
             for number in range(step):
                 means = [average_influence(row) for row in rows if row["step"] == number]
@@ -261,8 +264,10 @@ def train_rubric_generator(
     model = trainer.accelerator.unwrap_model(trainer.model)
     if config.rl.lora:
         model = model.merge_and_unload()
-    model.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
-    shutil.copy(scratch / "trajectories.jsonl", out / "trajectories.jsonl")
-    shutil.rmtree(scratch)
+    finished = scratch / "generator"
+    model.save_pretrained(finished, safe_serialization=True)
+    tokenizer.save_pretrained(finished)
+    shutil.copy(reward.log, finished / "trajectories.jsonl")
+    deliver(finished, out)
+    discard(scratch)
     return trainer.state.log_history

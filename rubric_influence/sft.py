@@ -5,7 +5,6 @@ influence score needs, and resuming from the last whole epoch.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rubric_influence.config import FineTuning, Lora, ModelSpec, Prompts
 from rubric_influence.influence.moments import capture_moments, save_moments
+from rubric_influence.journal import deliver, discard
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_answer
@@ -141,17 +141,23 @@ def fine_tune(
     )
     show_progress(trainer, name, "loss")
     trainer.train(resume_from_checkpoint=find_whole_checkpoint(scratch / "trainer"))
-    for old in Path(out).glob("checkpoint-*"):  # of a run with other settings, perhaps with more epochs
-        shutil.rmtree(old)
-    shutil.copytree(kept.folder, out, dirs_exist_ok=True)
-    shutil.rmtree(scratch)
+    deliver(kept.folder, out)
+    discard(scratch)
     return trainer.state.log_history
 
 
 def find_whole_checkpoint(folder: str | Path) -> str | None:
     """The trainer's last checkpoint that was written to its end, or None: the trainer writes its state last."""
-    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json") if is_json(path)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

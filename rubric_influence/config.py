@@ -210,7 +210,7 @@ class Influence(Section):
     normalise: bool = False  # true: cosines, as the paper; dot products predict better what training gains
     batch_tokens: Count  # padded tokens of a batch that is scored at once
     directions: Literal["mean", "topics", "clusters"]  # what the reward sums over: one validation gradient or several
-    clusters: Count = 6
+    clusters: Count = 8
 
     @model_validator(mode="after")
     def has_a_norm(self) -> "Influence":

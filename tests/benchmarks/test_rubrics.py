@@ -45,7 +45,18 @@ def test_what_is_no_cell_is_refused_with_the_cells_there_are(project, text):
         parse_cell(text)
 
 
+def test_every_field_of_the_lab_has_a_cell_for_both_targets(project):
+    for field in ("medicine", "history", "law", "finance"):
+        for target in ("qwen3", "llama"):
+            config = configure(parse_cell(f"{field}/{target}"))
+            assert config.models.target.path == f"data/lab/models/{field}-{target}"
+            assert config.models.teacher.path == f"data/lab/models/{field}-qwen3"
+
+
 def test_a_cell_without_its_base_says_how_to_make_it(project, monkeypatch, capsys):
+    (project / "data").unlink()
+    (project / "data/lab/models").mkdir(parents=True)
+    (project / "data/lab/fields").symlink_to(REPOSITORY / "data/lab/fields")
     with pytest.raises(ValueError, match="pretraining --field data/lab/fields/law.yaml --family qwen3 --out"):
         parse_cell("law/qwen3")
     monkeypatch.setattr(sys, "argv", ["rubrics", "--json", "found.json", "--cells", "law/qwen3"])

@@ -401,7 +401,7 @@ def test_whole_numbers_as_ids_become_text(tmp_path):
         (["--max-tokens", "5"], r"sample 'v-0': the answer is wholly cut: the prompt takes"),
         (["--template", "q"], "prompt_template is 'q'; it needs a {question} slot"),
         (["--estimator", "forward"], "the forward estimator gives dot products, no cosines; add --dot"),
-        (["--by", "cluster", "--clusters", "9"], "clusters is 9 and there are 6 validation gradients"),
+        (["--by", "cluster", "--clusters", "9"], "clusters is 9 and there are 6 validation questions"),
         (["--model", "./nowhere"], "no model folder at ./nowhere"),
         (["--out", "."], ". is a folder; give --out the name of a file"),
     ],

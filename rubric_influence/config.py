@@ -251,6 +251,7 @@ class RubricRL(Section):
     )
     reward: Literal["set_influence", "influence", "published", "random", "shuffled"]
     save_every: Count = 10
+    checkpoint: Literal["last", "dev"] = "last"  # the generator that is kept: the last, or the best by dev questions
     lora: Lora | None = None  # null: full fine-tuning
     vllm: Literal["off", "colocate", "server"] = "off"
 

@@ -1,6 +1,6 @@
 """What a step of rubric optimisation is like: figures that show hacking, collapse and noise. None of them is rewarded.
 
-Shapes: n rubrics of a step, the influence of each (the mean of its pairs') along k directions, the guard's last.
+Shapes: n pairs that a step's rubrics were to lead to, the influence of each along k directions, the guard's last.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,11 @@ import torch
 
 
 def describe_batch(rows: Sequence[dict], scores_nk: torch.Tensor, valid_n: torch.Tensor) -> dict[str, float]:
-    """Figures of a step's trajectories (`rl.RubricReward` writes them), over its valid rubrics; 0 where there are none.
+    """Figures of a step's trajectories (`rl.RubricReward` writes them), over its valid pairs; 0 where there are none.
 
-    valid               share of rubrics that can be used and led to a pair that can
+    Every row has the same number of pairs, in the scores' order.
+
+    valid               share of pairs that can be used, of those that the rubrics were to lead to
     influence           mean along all validation questions
     guard_influence     mean along the guard's questions, which no reward sees: where it no longer follows, the reward
                         is being gamed
@@ -21,21 +23,32 @@ def describe_batch(rows: Sequence[dict], scores_nk: torch.Tensor, valid_n: torch
                         to as many as there are; 0 where there are none
     between_documents   share of the influence's variance that lies between documents, not between a document's rubrics:
                         it is no signal to a reward that is compared within a document
+    within_rubrics      share of it that lies between the pairs of one rubric: the teacher's noise, 0 with one pair each
     length_correlation  Pearson's, of the influence with the answer's length in words
     """
     texts = [row["rubric"] for row in rows]
-    found = {"valid": valid_n.float().mean().item(), "distinct_rubrics": len(set(texts)) / len(texts)}
-    questions = [pair["question"] for row in rows for pair in row["pairs"] if not pair["problem"]]
-    found["duplicate_pairs"] = 1 - len(set(questions)) / len(questions) if questions else 0.0
-    usable = [row for row, valid in zip(rows, valid_n.tolist(), strict=True) if valid]
+    pairs = [pair for row in rows for pair in row["pairs"] if not pair["problem"]]
+    questions, lengths = [pair["question"] for pair in pairs], [len(pair["answer"].split()) for pair in pairs]
+    origin_n = torch.arange(len(rows)).repeat_interleave(len(valid_n) // len(rows))[valid_n]
     scores_nk = scores_nk[valid_n].double()
     influence_n = scores_nk[:, 0]
-    found["influence"] = influence_n.mean().item() if usable else 0.0
-    found["guard_influence"] = scores_nk[:, -1].mean().item() if usable else 0.0
-    found["covered_directions"] = count_covered(scores_nk[:, 1:-1])
-    found["between_documents"] = share_between([row["document_id"] for row in usable], influence_n)
-    found["length_correlation"] = correlate(torch.tensor([mean_length(row) for row in usable]), influence_n)
-    return found
+    return {
+        "valid": valid_n.float().mean().item(),
+        "influence": influence_n.mean().item() if pairs else 0.0,
+        "guard_influence": scores_nk[:, -1].mean().item() if pairs else 0.0,
+        "distinct_rubrics": len(set(texts)) / len(texts),
+        "duplicate_pairs": 1 - len(set(questions)) / len(questions) if pairs else 0.0,
+        "covered_directions": count_covered(scores_nk[:, 1:-1]),
+        "between_documents": share_between([rows[place]["document_id"] for place in origin_n.tolist()], influence_n),
+        "within_rubrics": share_within(origin_n.tolist(), influence_n),
+        "length_correlation": correlate(torch.tensor(lengths), influence_n),
+    }
+
+
+def share_within(groups: Sequence, values_n: torch.Tensor) -> float:
+    """What `share_between` leaves; 0 where nothing varies."""
+    varies = len(groups) > 0 and (values_n != values_n[0]).any()
+    return max(0.0, 1 - share_between(groups, values_n)) if varies else 0.0
 
 
 def count_covered(scores_nk: torch.Tensor) -> float:
@@ -46,7 +59,7 @@ def count_covered(scores_nk: torch.Tensor) -> float:
     return torch.special.entr(mass_k / mass_k.sum()).sum().exp().item()
 
 
-def share_between(groups: Sequence[str], values_n: torch.Tensor) -> float:
+def share_between(groups: Sequence, values_n: torch.Tensor) -> float:
     """The groups' share of the sum of squares about the mean, in [0, 1]; 0 where nothing varies."""
     if not groups or not (total := (values_n - values_n.mean()).square().sum()) > 0:
         return 0.0
@@ -66,9 +79,3 @@ def correlate(a_n: torch.Tensor, b_n: torch.Tensor) -> float:
     a_n, b_n = (x.double() - x.double().mean() for x in (a_n, b_n))
     norm = a_n.norm() * b_n.norm()
     return (a_n @ b_n / norm).item() if norm > 0 else 0.0
-
-
-def mean_length(row: dict) -> float:
-    """Words of a trajectory's valid answers, on average."""
-    lengths = [len(pair["answer"].split()) for pair in row["pairs"] if not pair["problem"]]
-    return sum(lengths) / len(lengths)

@@ -1,6 +1,7 @@
 """Rewards of rubrics: pure functions from influence and validity to numbers.
 
-Shapes: n rubrics, each with the influence of its pair along k validation directions (k = 1 for the paper's reward).
+Shapes: n rubrics, each with the influence of its pair along k validation directions (k = 1 for the paper's reward). A
+rubric of several pairs is credited for each, as if it were several, and gets the mean (rl.RubricReward).
 """
 
 from dataclasses import dataclass, replace
@@ -88,6 +89,17 @@ class ServedDirections:
             return torch.ones_like(self.weight_k)
         return (self.weight_k * total / self.served_k).nan_to_num(0.0).clamp(max=MAX_SCARCITY)
 
+    @property
+    def utility(self) -> float:
+        """sum_k weight_k log(served_k), in nats, which the set-level reward climbs; -inf where nothing was served.
+
+        A direction counts as served to a MAX_SCARCITY-th of its fair share at least, as in the reward.
+        """
+        if self.served_k is None or not (total := self.served_k.sum()) > 0:
+            return float("-inf")
+        least_k = self.weight_k * total / MAX_SCARCITY
+        return (self.weight_k * self.served_k.maximum(least_k).log()).sum().item()
+
 
 def reward_set_influence(
     influence_nk: torch.Tensor, valid_n: torch.Tensor, served: ServedDirections, invalid_penalty: float
@@ -96,7 +108,8 @@ def reward_set_influence(
 
     R = Valid * quality / mean quality of late * scarcity of the direction served - penalty * (1 - Valid)
 
-    Up to the bound on scarcity this is the gradient of sum_k weight_k log(served_k), a concave utility of the set.
+    Up to the bound on scarcity this is the gradient of sum_k weight_k log(served_k), a concave utility of the set: what
+    the set would lose without the rubric (leave-one-out credit), to first order in its share of the batch.
     Departures from the paper. Diminishing returns: with its reward, training collapses onto the direction that pays
     most. A rubric counts for the one direction that it serves best: directions share what is common to validation
     questions, their form above all, and a sum over directions sees that alone, so that the strongest direction's

@@ -14,16 +14,19 @@ from typing import Protocol
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
-from rubric_influence.config import Config
+from rubric_influence.config import Config, ModelSpec
 from rubric_influence.diagnostics import describe_batch
 from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, TransformersEngine
+from rubric_influence.guards import WatchWindows
 from rubric_influence.journal import deliver, discard
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_pair, ask_rubric
+from rubric_influence.quality import ContaminationIndex
 from rubric_influence.records import Document
 from rubric_influence.rewards import (
     ServedDirections,
@@ -41,11 +44,15 @@ SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was serv
 class Score(Protocol):
     """What scores pairs, as scoring.TargetScorer: questions and answers -> influence [pairs, directions].
 
-    Along all validation questions first, then along groups of them, if any; last the guard's, which is logged and never
-    optimised. Set-level rewards read `served`, the state that they start from.
+    Along all validation questions first, then along groups of them, if any, then along groups of the dev questions, if
+    rl.checkpoint is dev; last the guard's, which is logged and never optimised. Set-level rewards read `served`, the
+    state that they start from, the choice of a checkpoint `dev_served`. `expert_questions` are those that influence is
+    measured on.
     """
 
     served: ServedDirections
+    dev_served: ServedDirections | None
+    expert_questions: ContaminationIndex
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor: ...
 
@@ -61,6 +68,7 @@ class RubricReward:
         self.config, self.teacher, self.score, self.seed, self.log = config, teacher, score, seed, log
         self.documents = {document.id: document for document in documents}
         self.served = score.served if config.rl.reward in SET_LEVEL else None
+        self.dev_directions = len(score.dev_served.expert_k) if score.dev_served else 0
 
     def __call__(self, completions: list, document_id: list[str], trainer_state, log_metric, **_) -> list[float]:
         step = trainer_state.global_step
@@ -72,22 +80,24 @@ class RubricReward:
             text = written if problem else rubric
             rows.append({"step": step, "document_id": document, "rubric": text, "problem": problem, "pairs": []})
         self.ask_teacher(rows, step)
-        scores_nk, valid_n = self.score_rows(rows)
-        rewards = self.reward(scores_nk, valid_n, step).tolist()
+        self.score_pairs(rows)
+        scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
+        # Every pair is credited by itself, as a rubric's pairs may serve different directions.
+        rewards = self.reward(scores_nk, valid_n, step).view(len(rows), -1).mean(dim=1).tolist()
         for row, reward in zip(rows, rewards, strict=True):
             row["reward"] = reward
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for name, value in describe_batch(rows, scores_nk, valid_n).items():
+        for name, value in describe_batch(rows, drop_dev(scores_nk, self.dev_directions), valid_n).items():
             log_metric(name, value)
         return rewards
 
     def reward(self, scores_nk: torch.Tensor, valid_n: torch.Tensor, step: int) -> torch.Tensor:
-        """The reward of every row, [n], by the name in the profile (rubric_influence.rewards)."""
+        """The reward of every pair, [n], by the name in the profile (rubric_influence.rewards)."""
         kind, penalty = self.config.rl.reward, self.config.rl.invalid_penalty
         all_n1, draw = scores_nk[:, :1], self.seed * 1_000_003 + step
         if kind in SET_LEVEL:
-            groups_nk = select_groups(scores_nk)
+            groups_nk = select_groups(scores_nk, self.dev_directions)
             if kind == "shuffled":
                 groups_nk = shuffle_influence(groups_nk, valid_n, draw)
             reward_n, self.served = reward_set_influence(groups_nk, valid_n, self.served, penalty)
@@ -120,22 +130,20 @@ class RubricReward:
             )
         for row, completion in zip(asked, completions, strict=True):
             question, answer, problem = parse_pair(completion.text)
+            # Influence is measured on these questions: a pair that repeats one is an answer leaked, not a lesson.
+            problem = problem or self.score.expert_questions.find(f"{question}\n{answer}")
             if problem:
                 row["pairs"].append({"question": "", "answer": "", "problem": problem, "raw": completion.text})
             else:
                 row["pairs"].append({"question": question, "answer": answer, "problem": ""})
 
-    def score_rows(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scores [n, directions] of every row, the mean of its valid pairs', and whether it has any, [n]."""
+    def score_pairs(self, rows: list[dict]) -> None:
+        """Put the influence along every direction into every valid pair."""
         valid = [pair for row in rows for pair in row["pairs"] if not pair["problem"]]
         if valid:
             scores = self.score([(pair["question"], pair["answer"]) for pair in valid])
             for pair, influence in zip(valid, scores.tolist(), strict=True):
                 pair["influence"] = [round(value, 6) for value in influence]
-        means = [average_influence(row) for row in rows]
-        nothing = torch.zeros(scores.shape[1] if valid else 2)
-        mean_nk = torch.stack([nothing if mean is None else mean for mean in means])
-        return mean_nk, torch.tensor([mean is not None for mean in means])
 
     def rewind(self, step: int) -> None:
         """Forget what was logged from `step` on, and serve again what came before: what a resumed run needs."""
@@ -149,21 +157,38 @@ class RubricReward:
         os.truncate(self.log, sum(len(line) + 1 for line in lines[: len(rows)]))
         if self.served:
             for number in range(step):
-                means = [average_influence(row) for row in rows if row["step"] == number]
-                if valid := [mean for mean in means if mean is not None]:
-                    groups_nk = select_groups(torch.stack(valid))
-                    self.served = self.served.update(groups_nk, torch.ones(len(valid), dtype=torch.bool))
+                batch = [row for row in rows if row["step"] == number]
+                scores_nk, valid_n = stack_pairs(batch, self.config.rl.pairs_per_rubric)
+                self.served = self.served.update(select_groups(scores_nk, self.dev_directions), valid_n)
+
+    def read_scores(self, start: int, end: int) -> torch.Tensor:
+        """The influence of all valid pairs of the steps from `start` to before `end`, [pairs, directions]."""
+        lines = self.log.read_bytes().splitlines()
+        rows = [row for row in map(json.loads, lines) if start <= row["step"] < end]
+        scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
+        return scores_nk[valid_n]
 
 
-def select_groups(scores_nk: torch.Tensor) -> torch.Tensor:
+def select_groups(scores_nk: torch.Tensor, dev_directions: int) -> torch.Tensor:
     """The directions that a set-level reward is over: topics or clusters, or where there are none all validation."""
-    return scores_nk[:, 1:-1] if scores_nk.shape[1] > 2 else scores_nk[:, :1]
+    groups_nk = drop_dev(scores_nk, dev_directions)[:, 1:-1]
+    return groups_nk if groups_nk.shape[1] else scores_nk[:, :1]
 
 
-def average_influence(row: dict) -> torch.Tensor | None:
-    """The mean of a trajectory's valid pairs by direction; None if it has none."""
-    scores = [pair["influence"] for pair in row["pairs"] if not pair["problem"]]
-    return torch.tensor(scores).mean(dim=0) if scores else None
+def drop_dev(scores_nk: torch.Tensor, dev_directions: int) -> torch.Tensor:
+    """The scores without the dev directions, which are the last before the guard's."""
+    return torch.cat([scores_nk[:, : scores_nk.shape[1] - 1 - dev_directions], scores_nk[:, -1:]], dim=1)
+
+
+def stack_pairs(rows: Sequence[dict], per_rubric: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The influence of every pair that rubrics were to lead to, [n * per_rubric, directions], and if it can be used.
+
+    Zeros where it cannot, or was never asked for.
+    """
+    found = [pair.get("influence") for row in rows for pair in row["pairs"] or [{}] * per_rubric]
+    nothing = [0.0] * max((len(influence) for influence in found if influence), default=2)
+    valid_n = torch.tensor([influence is not None for influence in found])
+    return torch.tensor([influence or nothing for influence in found]), valid_n
 
 
 def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTrainer], dict]:
@@ -228,6 +253,13 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
     )
 
 
+def load_best(spec: ModelSpec, checkpoint: str) -> torch.nn.Module:
+    """The generator, or the generator with its adapter, that the trainer wrote to a checkpoint."""
+    if (Path(checkpoint) / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(load_model(spec), checkpoint)
+    return load_model(spec.model_copy(update={"path": checkpoint, "revision": None}))
+
+
 def train_rubric_generator(
     config: Config,
     documents: Sequence[Document],
@@ -239,7 +271,8 @@ def train_rubric_generator(
 ) -> list[dict]:
     """Optimise the rubric generator; returns TRL's log, one row a step.
 
-    `out` receives the generator (model or, with rl.lora, the merged model) with its tokenizer, and
+    The generator is the last, or the best by dev questions (rl.checkpoint); a run whose guard diverges ends early
+    (rubric_influence.guards), and the log says so. `out` receives it (with rl.lora, merged) with its tokenizer, and
     `trajectories.jsonl`: step, document, rubric, pairs with influence by direction (the last is the guard's), reward.
     """
     scratch, out = Path(scratch), Path(out)
@@ -259,9 +292,14 @@ def train_rubric_generator(
         peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
         rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
     )
+    trainer.add_callback(WatchWindows(reward.read_scores, score.dev_served))
     show_progress(trainer, f"GRPO, seed {seed}", "reward", "influence", "guard_influence", "valid")
     trainer.train(resume_from_checkpoint=last)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    if best := trainer.state.best_model_checkpoint:  # rl.checkpoint is dev
+        trainer.state.log_history.append({"step": trainer.state.best_global_step, "kept": Path(best).name})
+        model = load_best(spec, best)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model)
     if config.rl.lora:
         model = model.merge_and_unload()
     finished = scratch / "generator"

@@ -13,11 +13,12 @@ from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.moments import AdamMoments, load_moments
 from rubric_influence.influence.scorers import Scorer, combine, open_scorer
 from rubric_influence.models import load_tokenizer
+from rubric_influence.quality import ContaminationIndex
 from rubric_influence.records import ExamItem
 from rubric_influence.rewards import ServedDirections
 from rubric_influence.sft import list_checkpoints, load_fine_tuned
 
-VALIDATION, GUARD = "validation", "guard"
+VALIDATION, DEV, GUARD = "validation", "dev", "guard"
 
 
 def group_items(
@@ -33,6 +34,14 @@ def group_items(
         embeddings = embed(model, examples, settings.batch_tokens)
         return [f"cluster {label}" for label in cluster_embeddings(embeddings, settings.clusters, seed)]
     return None
+
+
+def match_groups(
+    model: nn.Module, examples: Sequence[Example], others: Sequence[Example], groups: Sequence[str], batch_tokens: int
+) -> list[str]:
+    """The group of the one of `others` whose embedding is nearest by cosine, for every example."""
+    embeddings, known = (embed(model, part, batch_tokens) for part in (examples, others))
+    return [groups[place] for place in (embeddings @ known.T).argmax(dim=1).tolist()]
 
 
 def open_configured_scorer(
@@ -79,43 +88,63 @@ def split_halves(groups: Sequence[str]) -> list[str]:
     return halves
 
 
+def weigh_groups(groups: Sequence[str]) -> torch.Tensor:
+    """Each group's share of the items, [groups], by name."""
+    return torch.tensor([groups.count(name) / len(groups) for name in sorted(set(groups))])
+
+
 class TargetScorer:
     """Influence of pairs on the warmed-up target, along several directions at once.
 
     `names` are the directions': first "validation", the gradient of all validation items, then those of its topics or
-    clusters (none where influence.directions is mean), last "guard". Calling it with (question, answer) pairs gives
-    fp32 scores [pairs, directions], positive where the step on the pair lowers that part's loss, summed over the
-    warm-up's checkpoints by learning rate (rubric_influence.influence.scorers): dot products, or cosines with
+    clusters (none where influence.directions is mean), then, if rl.checkpoint is dev, those of the dev items nearest to
+    each ("dev, cluster 0"), last "guard". Calling it with (question, answer) pairs gives fp32 scores
+    [pairs, directions], positive where the step on the pair lowers that part's loss, summed over the warm-up's
+    checkpoints by learning rate (rubric_influence.influence.scorers): dot products, or cosines with
     influence.normalise. `served` is where a set-level reward over the topics or clusters (all validation items, where
-    there are none) starts from.
+    there are none) starts from, `dev_served` the same of the dev items, None without them.
+
+    `expert_questions` finds the validation and guard questions in other texts.
+
+    Raises ValueError if dev items are needed and the exam has none.
     """
 
     def __init__(self, config: Config, warmup: str | Path, exam: Sequence[ExamItem], seed: int):
         self.config = config
         self.tokenizer = load_tokenizer(config.models.target)
-        validation = [item for item in exam if item.split == "validation"]
-        guard = [item for item in exam if item.split == "guard"]
-        asked = {split: self.encode([(i.question, i.answer) for i in items]) for split, items in
-                 (("validation", validation), ("guard", guard))}  # fmt: skip
+        settings, limit = config.influence, config.influence.batch_tokens
+        items = {split: [item for item in exam if item.split == split] for split in (VALIDATION, DEV, GUARD)}
+        asked = {split: self.encode([(i.question, i.answer) for i in found]) for split, found in items.items()}
+        use_dev = config.rl.checkpoint == "dev"
+        if use_dev and not items[DEV]:
+            raise ValueError("rl.checkpoint is dev, and the exam has no dev questions; add some, or set it to last")
+        self.expert_questions = ContaminationIndex([*items[VALIDATION], *items[GUARD]])
         self.scorers, self.rates, self.names = [], [], []
-        experts = []
+        experts, dev_experts = [], []
         for place, checkpoint in enumerate(list_checkpoints(warmup)):
             model = load_fine_tuned(config.models.target, checkpoint)
             if place == 0:  # once, so that a direction is of the same items at every checkpoint
-                groups = group_items(model, validation, asked["validation"], config.influence, seed)
-            batch_tokens = config.influence.batch_tokens
-            directions = {VALIDATION: validation_gradients(model, asked["validation"], None, batch_tokens)["all"]}
+                groups = group_items(model, items[VALIDATION], asked[VALIDATION], settings, seed)
+                parts = groups or [VALIDATION] * len(items[VALIDATION])
+                dev_parts = match_groups(model, asked[DEV], asked[VALIDATION], parts, limit) if use_dev else []
+                dev_parts = [f"{DEV}, {part}" for part in dev_parts]
+            directions = {VALIDATION: validation_gradients(model, asked[VALIDATION], None, limit)["all"]}
             if groups:
-                directions |= validation_gradients(model, asked["validation"], groups, batch_tokens)
-            directions[GUARD] = validation_gradients(model, asked["guard"], None, batch_tokens)["all"]
+                directions |= validation_gradients(model, asked[VALIDATION], groups, limit)
+            if use_dev:
+                directions |= validation_gradients(model, asked[DEV], dev_parts, limit)
+            directions[GUARD] = validation_gradients(model, asked[GUARD], None, limit)["all"]
             moments = load_moments(checkpoint / "moments.safetensors")
-            self.scorers.append(open_configured_scorer(model, directions, moments, config.influence))
+            self.scorers.append(open_configured_scorer(model, directions, moments, settings))
             self.rates.append(moments.learning_rate)
             self.names = list(directions)
-            parts = groups or [VALIDATION] * len(validation)
-            experts.append(measure_experts(model, moments, asked["validation"], parts, config.influence))
-        weights = [parts.count(name) / len(parts) for name in sorted(set(parts))]
-        self.served = ServedDirections(combine(experts, self.rates), torch.tensor(weights))
+            experts.append(measure_experts(model, moments, asked[VALIDATION], parts, settings))
+            if use_dev:
+                dev_experts.append(measure_experts(model, moments, asked[DEV], dev_parts, settings))
+        self.served = ServedDirections(combine(experts, self.rates), weigh_groups(parts))
+        self.dev_served = None
+        if use_dev:
+            self.dev_served = ServedDirections(combine(dev_experts, self.rates), weigh_groups(dev_parts))
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
         template, limit = self.config.prompts.answer, self.config.warmup.max_tokens

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -169,3 +171,22 @@ def test_shuffling_breaks_the_link():
     influence_nk = torch.arange(1000.0)[:, None]
     dealt_nk = shuffle_influence(influence_nk, torch.ones(1000, dtype=torch.bool), seed=0)
     assert abs(torch.corrcoef(torch.cat([influence_nk, dealt_nk], dim=1).T)[0, 1]) < 0.15  # 4.7 standard errors
+
+
+def test_the_utility_is_the_mean_log_of_what_is_served_with_a_floor():
+    assert start().utility == start(served=[0.0, 0.0]).utility == float("-inf")
+    assert start(served=[0.2, 0.05]).utility == pytest.approx((math.log(0.2) + math.log(0.05)) / 2)
+    # Of 0.4 a fair share is 0.2, and a fourth of that is the least.
+    assert start(served=[0.4, 0.0]).utility == pytest.approx((math.log(0.4) + math.log(0.05)) / 2)
+
+
+def test_the_reward_is_leave_one_out_credit_in_a_large_batch():
+    generator = torch.Generator().manual_seed(0)
+    influence_nk, valid_n = torch.rand(400, 3, generator=generator), torch.ones(400, dtype=torch.bool)
+    served = start((1.0, 1.0, 1.0), [0.5, 0.25, 0.25])
+    reward_n, whole = reward_set_influence(influence_nk, valid_n, served, 0.1)
+    for left_out in (0, 7, 399):
+        kept = influence_nk.clone()
+        kept[left_out] = 0  # it stays a part of the batch, and serves nothing
+        without = served.update(kept, valid_n)
+        assert 400 * (whole.utility - without.utility) == pytest.approx(reward_n[left_out].item(), rel=0.01)

@@ -5,10 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rubric_influence import guards
 from rubric_influence.corpus import build_corpus
 from rubric_influence.generation import Completion, open_engine
+from rubric_influence.guards import measure_dev
 from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.records import Document
+from rubric_influence.quality import ContaminationIndex
+from rubric_influence.records import Document, ExamItem
 from rubric_influence.rewards import ServedDirections, reward_set_influence
 from rubric_influence.rl import RubricReward, train_rubric_generator
 from rubric_influence.scoring import TargetScorer
@@ -51,6 +54,8 @@ class Score:
     """Looks influence up; an expert's question would do 1 along either group."""
 
     served = ServedDirections(torch.ones(2), torch.tensor([0.5, 0.5]))
+    dev_served = None
+    expert_questions = ContaminationIndex([ExamItem("what is the secret dose ?", "40mg", (), split="guard")])
 
     def __call__(self, pairs):
         return torch.tensor([INFLUENCE[answer] for _, answer in pairs])
@@ -110,11 +115,29 @@ def test_a_step_without_a_valid_rubric_costs_every_one_the_penalty(plain, set_le
         assert call(reward, ["no", "no"], 2) == pytest.approx([-0.1, -0.1])
 
 
-def test_several_pairs_of_a_rubric_are_averaged_over_the_valid_ones(lab_config, tmp_path):
-    config = lab_config({"rl": {"reward": "influence", "pairs_per_rubric": 3}})
+def test_a_rubric_of_several_pairs_gets_their_mean_and_the_penalty_for_each_that_cannot_be_used(lab_config, tmp_path):
+    config = lab_config({"rl": {"reward": "influence", "pairs_per_rubric": 3, "invalid_penalty": 0.1}})
     texts = [write_pair("a"), "no pair", write_pair("c"), write_pair("b"), write_pair("b"), write_pair("b")]
+    rewards = call(make_reward(config, tmp_path / "log", texts), [GOOD, "no rubric", GOOD], 0)
+    assert rewards == pytest.approx([(0.3 - 0.1 + 0.5) / 3, -0.1, 0.2])
+
+
+def test_pairs_of_one_rubric_are_credited_for_the_directions_that_each_serves(lab_config, tmp_path):
+    config = lab_config({"rl": {"reward": "set_influence", "pairs_per_rubric": 2}})
+    texts = [write_pair("a"), write_pair("c"), write_pair("c"), write_pair("c")]
     rewards = call(make_reward(config, tmp_path / "log", texts), [GOOD, GOOD], 0)
-    assert rewards == pytest.approx([(0.3 + 0.5) / 2, 0.2])
+    # Served are 0.4 / 4 and 3 * 0.6 / 4, 0.275 would be fair: a pair of the first direction is scarce, 2.75, of the
+    # other not, 0.275 / 0.45; qualities 0.4 and 0.6 are over their mean, 0.55.
+    first, other = 0.4 * 2.75 / 0.55, 0.6 * (0.275 / 0.45) / 0.55
+    assert rewards == pytest.approx([(first + other) / 2, other])
+
+
+def test_a_pair_that_repeats_a_question_that_influence_is_measured_on_cannot_be_used(plain, tmp_path):
+    leaked = json.dumps({"question": "Tell me: what is the secret dose?", "answer": "a"})
+    reward = make_reward(plain, tmp_path / "log", [leaked, write_pair("a")])
+    assert call(reward, [GOOD, GOOD], 0) == pytest.approx([-0.1, 0.3])
+    (pair,) = read_log(tmp_path / "log")[0]["pairs"]
+    assert "words with guard question" in pair["problem"] and pair["raw"] == leaked
 
 
 def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
@@ -309,17 +332,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(undisturbe
 def test_a_run_that_stops_goes_on_from_its_checkpoint_to_the_same_bytes(
     undisturbed, config, lab, tmp_path, monkeypatch, step
 ):
-    score_rows = RubricReward.score_rows
+    score_pairs = RubricReward.score_pairs
 
     def stop(self, rows):
-        scores = score_rows(self, rows)
+        score_pairs(self, rows)
         if rows[0]["step"] == step:
             self.log.open("a", encoding="utf-8").write('{"step": 9, "pairs": [{"que')  # a torn line
             raise RuntimeError("the machine stopped")
-        return scores
 
     with monkeypatch.context() as patch:
-        patch.setattr(RubricReward, "score_rows", stop)
+        patch.setattr(RubricReward, "score_pairs", stop)
         with pytest.raises(RuntimeError, match="the machine stopped"):
             train(config, lab, tmp_path)
     trainer = tmp_path / "scratch/trainer"
@@ -339,3 +361,32 @@ def test_an_adapter_is_merged_into_a_model_that_stands_alone(lab_config, lab, tm
     assert base.keys() == merged.keys()
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed and all("proj" in name for name in changed)
+
+
+def test_the_checkpoint_that_is_best_by_dev_is_the_generator_that_is_kept(lab_config, draw_pairs, tmp_path):
+    config = lab_config({"rl": {"checkpoint": "dev", "save_every": 1, "steps": 3, "learning_rate": 0.02}})
+    corpus = build_corpus(config.corpus)
+    tune = (config.models.target, draw_pairs(16), config.prompts, config.lora, config.warmup, 0)
+    fine_tune(*tune, tmp_path / "warmup", tmp_path / "warming")
+    scorer = TargetScorer(config, tmp_path / "warmup", corpus.exam, 0)
+    lab = (corpus.documents, open_engine(config.models.teacher, config.synthesis.batch_size), scorer)
+    log = train(config, lab, tmp_path)
+    # By hand, from the trajectories: the utility along dev of each step's pairs.
+    utilities = []
+    for step in range(3):
+        rows = [row for row in read_log(tmp_path / "out/trajectories.jsonl") if row["step"] == step]
+        pairs = [pair["influence"] for row in rows for pair in row["pairs"] if not pair["problem"]]
+        utilities.append(measure_dev(torch.tensor(pairs), scorer.dev_served) if pairs else float("-inf"))
+    best = max(range(3), key=utilities.__getitem__) + 1
+    assert {"step": best, "kept": f"checkpoint-{best}"} in log
+    shorter = config.model_copy(update={"rl": config.rl.model_copy(update={"steps": best})})
+    train(shorter, lab, tmp_path / "shorter")
+    assert (tmp_path / "shorter/out/model.safetensors").read_bytes() == read_run(tmp_path / "out")[0]
+
+
+def test_a_run_whose_guard_diverges_ends_there_and_says_so(config, lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "find_divergence", lambda windows: "gamed" if len(windows) == 2 else "")
+    log = train(config, lab, tmp_path)
+    assert [entry["step"] for entry in log if "reward" in entry] == [1, 2]
+    assert {"step": 2, "stopped": "gamed"} in log
+    assert (tmp_path / "out/model.safetensors").is_file()

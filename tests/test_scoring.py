@@ -12,7 +12,7 @@ from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
 from rubric_influence.models import load_tokenizer
-from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer, split_halves
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer, match_groups, split_halves
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 
 
@@ -198,3 +198,41 @@ def test_clusters_of_embeddings_are_of_one_topic_each_and_those_of_gradients_are
     assert share_of_main_topics(cluster_embeddings(embed(model, asked, 2000), 8, seed=0)) > 0.98
     gradients = example_gradients(model, asked, 2000)
     assert share_of_main_topics(cluster_directions(gradients, 8, seed=0)[1]) < 0.98
+
+
+def test_dev_directions_are_of_the_dev_items_nearest_to_each_group_and_stand_before_the_guards(config, warmup, texts):
+    items = build_corpus(config.corpus).exam
+    by_split = {split: [item for item in items if item.split == split] for split in ("validation", "dev", "guard")}
+    topics = sorted({item.topic for item in by_split["validation"]})
+    chosen = [item for split in by_split.values() for item in split]
+    plain = TargetScorer(with_directions(config, "topics"), warmup, chosen, seed=0)
+    assert plain.dev_served is None
+    config = config.model_copy(update={"rl": config.rl.model_copy(update={"checkpoint": "dev"})})
+    scorer = TargetScorer(with_directions(config, "topics"), warmup, chosen, seed=0)
+    names = scorer.names[1 + len(topics) : -1]
+    assert scorer.names[: 1 + len(topics)] == plain.names[:-1] and scorer.names[-1] == GUARD
+    assert names and set(names) <= {f"dev, {topic}" for topic in topics}
+    assert len(scorer.dev_served.expert_k) == len(names) and scorer.dev_served.weight_k.sum() == pytest.approx(1)
+    scores, before = scorer(texts), plain(texts)
+    rest = [place for place, name in enumerate(scorer.names) if name not in names]
+    torch.testing.assert_close(scores[:, rest], before)
+    # The target's embeddings tell topics apart well enough for most dev items to find their own.
+    model, tokenizer = load_fine_tuned(config.models.target, list_checkpoints(warmup)[-1]), scorer.tokenizer
+    asked = {k: [encode(tokenizer, i.question, i.answer) for i in v] for k, v in by_split.items()}
+    known = [item.topic for item in by_split["validation"]]
+    found = match_groups(model, asked["dev"], asked["validation"], known, 1000)
+    right = [group == item.topic for group, item in zip(found, by_split["dev"], strict=True)]
+    assert sum(right) / len(right) > 0.6
+
+
+def test_choosing_by_dev_needs_dev_questions(config, exam, warmup):
+    config = config.model_copy(update={"rl": config.rl.model_copy(update={"checkpoint": "dev"})})
+    with pytest.raises(ValueError, match="rl.checkpoint is dev, and the exam has no dev questions"):
+        TargetScorer(config, warmup, exam, seed=0)
+
+
+def test_questions_that_influence_is_measured_on_are_found_in_other_texts(config, exam, warmup):
+    scorer = TargetScorer(with_directions(config, "mean"), warmup, exam, seed=0)
+    for item in exam:
+        found = scorer.expert_questions.find(f"Well: {item.question}")
+        assert bool(found) == (item.split in ("validation", "guard"))

@@ -36,6 +36,7 @@ class SimilarityScorer:
 
     def __init__(self, scorer: TargetScorer, model: torch.nn.Module, validation: Sequence[ExamItem]):
         self.scorer, self.model = scorer, model
+        self.served, self.dev_served, self.expert_questions = scorer.served, None, scorer.expert_questions
         self.batch_tokens = scorer.config.influence.batch_tokens
         self.examples = scorer.encode([(item.question, item.answer) for item in validation])
         self.mean = embed(model, self.examples, self.batch_tokens).mean(dim=0)

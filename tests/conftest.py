@@ -10,10 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
-from rubric_influence.config import Config, load_config, merge
+from rubric_influence.config import Config, ModelSpec, load_config, merge
 from rubric_influence.lab import world
 from rubric_influence.lab.world import Field, load_field
+from rubric_influence.models import load_model
 from rubric_influence.records import QAPair
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -89,3 +92,17 @@ def draw_pairs(medicine) -> Callable[..., list[QAPair]]:
         return pairs
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def write_adapter() -> Callable[..., Path]:
+    """A function from a model's folder, a folder to write and a seed to a LoRA adapter, strong enough to be noticed."""
+
+    def write(model: str | Path, out: Path, seed: int = 0, r: int = 4, targets: str | list[str] = "all-linear") -> Path:
+        spec = ModelSpec(path=str(model), dtype="float32", attention="eager")
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=r, lora_alpha=8 * r, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(load_model(spec, "cpu"), lora).save_pretrained(out)
+        return out
+
+    return write

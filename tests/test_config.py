@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.config import Config, LabCorpus, TextCorpus, load_config, merge
+from rubric_influence.config import Config, LabCorpus, ModelSpec, TextCorpus, load_config, merge
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROFILES = sorted([*REPOSITORY.glob("params.yaml"), *REPOSITORY.glob("conf/*.yaml")])
@@ -161,3 +161,8 @@ def test_any_bytes_are_refused_with_a_value_error_that_names_the_file(tmp_path_f
     path.write_bytes(content)
     with pytest.raises(ValueError, match="p.yaml"):
         load_config(path)
+
+
+def test_an_endpoint_has_no_adapter_of_ours():
+    with pytest.raises(ValueError, match="vllm serve --lora-modules NAME=FOLDER"):
+        ModelSpec(path="m", engine="openai", endpoint={"base_url": "https://x/v1"}, adapter="folder")

@@ -12,6 +12,7 @@ from rubric_influence.config import ModelSpec
 from rubric_influence.generation import TransformersEngine, closing_tokens, open_engine
 from rubric_influence.lab.models import CHAT_TEMPLATE, build_model, build_tokenizer
 from rubric_influence.lab.world import load_field
+from rubric_influence.models import load_model
 from rubric_influence.parsing import PairOutput, RubricOutput
 from rubric_influence.vllm_engine import VLLMEngine
 
@@ -223,6 +224,20 @@ def test_a_saved_model_opens_as_an_engine(lab, tmp_path):
     assert engine.name == str(tmp_path)
     live = TransformersEngine(*lab, "tiny", batch_size=4)
     assert engine.generate(QUESTIONS, **SAMPLING) == live.generate(QUESTIONS, **SAMPLING)
+
+
+def test_an_adapter_speaks_through_the_engine_under_a_name_of_its_own(lab, write_adapter, tmp_path):
+    for part in lab:
+        part.save_pretrained(tmp_path / "model")
+    adapter = write_adapter(tmp_path / "model", tmp_path / "adapter")
+    spec = ModelSpec(path=str(tmp_path / "model"), dtype="float32", attention="eager")
+    adapted = spec.model_copy(update={"adapter": str(adapter)})
+    engine = open_engine(adapted, batch_size=4, device="cpu")
+    found = engine.generate(QUESTIONS, **SAMPLING)
+    assert found != open_engine(spec, batch_size=4, device="cpu").generate(QUESTIONS, **SAMPLING)
+    merged = TransformersEngine(load_model(adapted, "cpu"), lab[1], "merged", batch_size=4)
+    assert found == merged.generate(QUESTIONS, **SAMPLING)
+    assert engine.name.startswith(f"{spec.path}+{adapter}@")
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vllm is installed here")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from rubric_influence.config import ModelSpec
+from rubric_influence.generation import name_model
 from rubric_influence.layout import (
     FINAL,
     TUNED_ARMS,
@@ -97,3 +98,20 @@ def test_a_fingerprint_tells_profiles_and_weights_apart(weights):
 def test_a_model_of_the_hub_is_told_apart_by_name_and_revision():
     specs = [ModelSpec(path="org/a"), ModelSpec(path="org/b"), ModelSpec(path="org/a", revision="v2")]
     assert len({fingerprint(spec) for spec in specs}) == 3
+
+
+def test_an_adapter_is_told_from_others_by_its_weights_and_its_alpha_not_by_its_place(weights, tmp_path):
+    spec = ModelSpec(path=str(weights))
+    settings = weights / "adapter_config.json"
+    settings.write_text('{"lora_alpha": 8}')
+    adapted = spec.model_copy(update={"adapter": str(weights)})
+    first, name = fingerprint(adapted), name_model(adapted)
+    assert first != fingerprint(spec)
+    copy = shutil.copytree(weights, tmp_path / "elsewhere")
+    assert fingerprint(spec.model_copy(update={"adapter": str(copy)})) == first
+    settings.write_text('{"lora_alpha": 16}')
+    assert fingerprint(adapted) != first and name_model(adapted) != name
+    settings.write_text('{"lora_alpha": 8}')
+    assert fingerprint(adapted) == first and name_model(adapted) == name
+    save_file({"weight": torch.arange(1.0, 9.0)}, weights / "a.safetensors")
+    assert name_model(adapted) != name  # and with it the key of every answer

@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rubric_influence import models
 from rubric_influence.config import ModelSpec
@@ -113,3 +114,36 @@ def test_attention_that_is_not_installed_is_named(saved):
             load_model(ModelSpec(path=str(saved[0]), attention="flash_attention_2"))
     else:
         pytest.skip("flash_attn is installed here")
+
+
+def test_an_adapter_is_merged_as_w_plus_alpha_over_r_b_a_or_kept_beside(saved, write_adapter, tmp_path):
+    folder, weights = saved
+    adapter = write_adapter(folder, tmp_path / "adapter", targets=["q_proj"])
+    spec = ModelSpec(path=str(folder), dtype="float32", attention="eager", adapter=str(adapter))
+    factors = load_file(adapter / "adapter_model.safetensors")
+    a, b = (factors[f"base_model.model.model.layers.1.self_attn.q_proj.lora_{side}.weight"] for side in "AB")
+    merged, beside = load_model(spec, "cpu"), load_model(spec, "cpu", merge=False)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    torch.testing.assert_close(merged.state_dict()[name], weights[name] + 8 * b @ a)
+    assert merged.state_dict().keys() == weights.keys()
+    assert torch.equal(beside.model.layers[1].self_attn.q_proj.base_layer.weight, weights[name])
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, beside(tokens).logits)
+
+
+def test_what_is_no_adapter_of_this_model_is_refused(saved, write_adapter, tmp_path):
+    folder = saved[0]
+    spec = ModelSpec(path=str(folder), dtype="float32", attention="eager", adapter=str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match=r"no LoRA adapter: it has no adapter_config.json and no adapter_model"):
+        load_model(spec, "cpu")
+    adapter = write_adapter(folder, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    factors = load_file(file)
+    lacking = dict(list(factors.items())[1:])
+    save_file(lacking, file)
+    with pytest.raises(ValueError, match="does not fit .*: only one has"):
+        load_model(spec, "cpu")
+    save_file({name: torch.zeros(3, 3) for name in factors}, file)
+    with pytest.raises(ValueError, match="the adapter in .* does not fit"):
+        load_model(spec, "cpu")

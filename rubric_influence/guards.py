@@ -5,12 +5,12 @@ questions, which no reward sees, and along dev's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rubric_influence.rewards import ServedDirections
+from rubric_influence.rewards import ServedDirections, measure_unit
 
 CERTAIN = 3.0  # standard errors by which the guard must have fallen
 
@@ -77,7 +77,7 @@ class WatchWindows(TrainerCallback):
         ends = [*range(args.save_steps, state.global_step, int(args.save_steps)), state.global_step]
         scores = [self.read_scores(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         if self.dev_served and len(scores[-1]):
-            utility = measure_dev(scores[-1], self.dev_served)
+            utility = measure_dev(scores[-1], next(found for found in scores if len(found)), self.dev_served)
             if state.best_metric is None or utility > state.best_metric:
                 state.best_metric, state.best_global_step = utility, state.global_step
         if reason := find_divergence([summarise_window(found) for found in scores if len(found) > 1]):
@@ -86,7 +86,11 @@ class WatchWindows(TrainerCallback):
         return control
 
 
-def measure_dev(scores_nk: torch.Tensor, dev_served: ServedDirections) -> float:
-    """The set-level utility along the dev directions, the last before the guard's, of what these pairs serve."""
-    dev_nk = scores_nk[:, -1 - len(dev_served.expert_k) : -1]
-    return dev_served.update(dev_nk, torch.ones(len(dev_nk), dtype=torch.bool)).utility
+def measure_dev(scores_nk: torch.Tensor, first_nk: torch.Tensor, dev_served: ServedDirections) -> float:
+    """The set-level utility of these pairs along the dev directions, which stand before the guard's.
+
+    In the unit that the first window's pairs give, so that windows can be compared.
+    """
+    dev = slice(-1 - len(dev_served.weight_k), -1)
+    start = replace(dev_served, unit_k=measure_unit(first_nk[:, dev]))
+    return start.update(scores_nk[:, dev], torch.ones(len(scores_nk), dtype=torch.bool)).utility

@@ -52,33 +52,33 @@ def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: i
 class ServedDirections:
     """Which validation directions recent rubrics served, and how well: the state of the set-level reward.
 
-    expert_k: what a validation question of direction k, had it been trained on, would do along k: the unit of quality.
     weight_k: the direction's share of the validation questions; sums to 1.
+    unit_k: the root mean square of influence along k in the first batch, before training has changed anything: the unit
+        of quality. None before it.
     served_k: the mean over recent valid rubrics of their quality where k is the direction that they serve best, else 0;
         None before the first batch.
     """
 
-    expert_k: torch.Tensor
     weight_k: torch.Tensor
+    unit_k: torch.Tensor | None = None
     served_k: torch.Tensor | None = None
 
     def assign(self, influence_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each rubric's quality max(0, max_k IF_k / expert_k), [n], and the direction k it is reached at, [n].
+        """Each rubric's quality max(0, max_k IF_k / unit_k), [n], and the direction k it is reached at, [n].
 
-        A direction that its own questions do not serve (expert_k not above 0) can be no rubric's best, unless all are
-        such: then influence counts in its own unit.
+        A direction along which nothing had any influence can be no rubric's best, unless all are such.
         """
-        usable_k = self.expert_k > 0
-        unit_k = torch.where(usable_k, self.expert_k, torch.inf) if usable_k.any() else torch.ones_like(self.expert_k)
-        quality_n, best_n = (influence_nk / unit_k).max(dim=1)
+        quality_n, best_n = (influence_nk / self.unit_k).nan_to_num(0.0, posinf=0.0, neginf=0.0).max(dim=1)
         return quality_n.clamp(min=0), best_n
 
     def update(self, influence_nk: torch.Tensor, valid_n: torch.Tensor) -> "ServedDirections":
         """The exponential average, half-life one batch, of what the batch's valid rubrics served."""
         if not valid_n.any():
             return self
+        if self.unit_k is None:
+            return replace(self, unit_k=measure_unit(influence_nk[valid_n])).update(influence_nk, valid_n)
         quality_n, best_n = self.assign(influence_nk[valid_n])
-        batch_k = torch.zeros_like(self.expert_k).index_add_(0, best_n, quality_n) / len(quality_n)
+        batch_k = torch.zeros_like(self.unit_k).index_add_(0, best_n, quality_n) / len(quality_n)
         return replace(self, served_k=batch_k if self.served_k is None else (self.served_k + batch_k) / 2)
 
     @property
@@ -101,6 +101,11 @@ class ServedDirections:
         return (self.weight_k * self.served_k.maximum(least_k).log()).sum().item()
 
 
+def measure_unit(influence_nk: torch.Tensor) -> torch.Tensor:
+    """The root mean square of influence along every direction, [k]."""
+    return influence_nk.square().mean(dim=0).sqrt()
+
+
 def reward_set_influence(
     influence_nk: torch.Tensor, valid_n: torch.Tensor, served: ServedDirections, invalid_penalty: float
 ) -> tuple[torch.Tensor, ServedDirections]:
@@ -113,9 +118,9 @@ def reward_set_influence(
     Departures from the paper. Diminishing returns: with its reward, training collapses onto the direction that pays
     most. A rubric counts for the one direction that it serves best: directions share what is common to validation
     questions, their form above all, and a sum over directions sees that alone, so that the strongest direction's
-    rubrics look good for all. Quality is relative to an expert's own question, so that a direction with long gradients
-    weighs no more than others. Influence in any unit gives the same reward, which is 1 on average where all shares
-    are fair.
+    rubrics look good for all. Quality is relative to what the first batch's rubrics do along the same direction, so
+    that one with long gradients weighs no more than others. Influence in any unit gives the same reward, which is 1 on
+    average where all shares are fair.
     """
     served = served.update(influence_nk, valid_n)
     reward_n = torch.full_like(influence_nk[:, 0], -invalid_penalty)

@@ -68,7 +68,7 @@ class RubricReward:
         self.config, self.teacher, self.score, self.seed, self.log = config, teacher, score, seed, log
         self.documents = {document.id: document for document in documents}
         self.served = score.served if config.rl.reward in SET_LEVEL else None
-        self.dev_directions = len(score.dev_served.expert_k) if score.dev_served else 0
+        self.dev_directions = len(score.dev_served.weight_k) if score.dev_served else 0
 
     def __call__(self, completions: list, document_id: list[str], trainer_state, log_metric, **_) -> list[float]:
         step = trainer_state.global_step

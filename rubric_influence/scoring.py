@@ -59,35 +59,6 @@ def open_configured_scorer(
     )
 
 
-def measure_experts(
-    model: nn.Module, moments: AdamMoments, examples: Sequence[Example], groups: Sequence[str], settings: Influence
-) -> torch.Tensor:
-    """What a validation question, had it been trained on, would do along its own group's direction, [groups], by name.
-
-    The mean over a group's questions. A question does much for its own loss, which says nothing of others: each is
-    scored along the gradient of the half of its group that it is not in (a group of one, along itself).
-    """
-    halves = split_halves(groups)
-    directions = validation_gradients(model, examples, halves, settings.batch_tokens)
-    names = list(directions)
-    scores_nk = open_configured_scorer(model, directions, moments, settings).score(examples)
-    found: dict[str, list[torch.Tensor]] = {}
-    for row, (group, half) in enumerate(zip(groups, halves, strict=True)):
-        other = next((name for name in names if name != half and name.rpartition("/")[0] == group), half)
-        found.setdefault(group, []).append(scores_nk[row, names.index(other)])
-    return torch.stack([torch.stack(found[group]).mean() for group in sorted(found)])
-
-
-def split_halves(groups: Sequence[str]) -> list[str]:
-    """Each place's group with "/0" or "/1" after it, in turn within the group."""
-    seen: dict[str, int] = {}
-    halves = []
-    for group in groups:
-        seen[group] = seen.get(group, -1) + 1
-        halves.append(f"{group}/{seen[group] % 2}")
-    return halves
-
-
 def weigh_groups(groups: Sequence[str]) -> torch.Tensor:
     """Each group's share of the items, [groups], by name."""
     return torch.tensor([groups.count(name) / len(groups) for name in sorted(set(groups))])
@@ -120,7 +91,6 @@ class TargetScorer:
             raise ValueError("rl.checkpoint is dev, and the exam has no dev questions; add some, or set it to last")
         self.expert_questions = ContaminationIndex([*items[VALIDATION], *items[GUARD]])
         self.scorers, self.rates, self.names = [], [], []
-        experts, dev_experts = [], []
         for place, checkpoint in enumerate(list_checkpoints(warmup)):
             model = load_fine_tuned(config.models.target, checkpoint)
             if place == 0:  # once, so that a direction is of the same items at every checkpoint
@@ -138,13 +108,8 @@ class TargetScorer:
             self.scorers.append(open_configured_scorer(model, directions, moments, settings))
             self.rates.append(moments.learning_rate)
             self.names = list(directions)
-            experts.append(measure_experts(model, moments, asked[VALIDATION], parts, settings))
-            if use_dev:
-                dev_experts.append(measure_experts(model, moments, asked[DEV], dev_parts, settings))
-        self.served = ServedDirections(combine(experts, self.rates), weigh_groups(parts))
-        self.dev_served = None
-        if use_dev:
-            self.dev_served = ServedDirections(combine(dev_experts, self.rates), weigh_groups(dev_parts))
+        self.served = ServedDirections(weigh_groups(parts))
+        self.dev_served = ServedDirections(weigh_groups(dev_parts)) if use_dev else None
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
         template, limit = self.config.prompts.answer, self.config.warmup.max_tokens

@@ -47,11 +47,12 @@ def test_noise_and_what_both_share_are_no_divergence(windows):
     assert find_divergence(windows) == ""
 
 
-def test_dev_utility_reads_the_directions_before_the_guards():
-    served = ServedDirections(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5]))
+def test_dev_utility_reads_the_directions_before_the_guards_in_the_first_windows_unit():
+    served = ServedDirections(torch.tensor([0.5, 0.5]))
+    first = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 9.0, -1.0, -2.0, 9.0]])
     scores_nk = torch.tensor([[9.0, 9.0, 0.4, 0.0, 9.0], [9.0, 9.0, 0.0, 0.4, 9.0]])
     # 0.4 of 1 for the first, 0.4 of 2 for the second; each over two pairs.
-    assert measure_dev(scores_nk, served) == pytest.approx((math.log(0.2) + math.log(0.1)) / 2)
+    assert measure_dev(scores_nk, first, served) == pytest.approx((math.log(0.2) + math.log(0.1)) / 2)
 
 
 def watch(scores, dev_served=None, save_steps=2, until=6):
@@ -76,17 +77,17 @@ def test_a_run_is_stopped_at_the_end_of_the_window_that_diverges():
 
 
 def test_the_checkpoint_of_the_best_window_by_dev_is_marked():
-    served = ServedDirections(torch.tensor([1.0]), torch.tensor([1.0]))
+    served = ServedDirections(torch.tensor([1.0]))
     # Validation and guard rise all the time; dev is best in the second window of two steps.
     dev = [0.1, 0.1, 0.5, 0.4, 0.2, 0.2]
     steps = [torch.tensor([[float(i), value, float(i)]] * 3) for i, value in enumerate(dev)]
     state, stopped = watch(steps, served)
     assert stopped == [] and state.best_global_step == 4
-    assert state.best_metric == pytest.approx(math.log(0.45))
+    assert state.best_metric == pytest.approx(math.log(0.45 / 0.1))
 
 
 def test_windows_without_a_valid_pair_are_passed_over():
-    served = ServedDirections(torch.tensor([1.0]), torch.tensor([1.0]))
+    served = ServedDirections(torch.tensor([1.0]))
     steps = [torch.zeros(0, 3)] * 4 + [torch.ones(2, 3)] * 2
     state, stopped = watch(steps, served)
     assert stopped == [] and state.best_global_step == 6

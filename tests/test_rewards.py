@@ -25,27 +25,38 @@ def test_the_papers_reward_is_mean_influence_or_minus_the_penalty():
     torch.testing.assert_close(reward_influence(influence_nk, valid_n, 0.1), torch.tensor([0.3, -0.1, -0.2]))
 
 
-def start(expert=(1.0, 1.0), weight=None, served=None):
-    """The state of the set-level reward: quality in units of `expert`, equal weights unless given."""
-    weight_k = torch.tensor(weight) if weight else torch.full((len(expert),), 1 / len(expert))
-    return ServedDirections(torch.tensor(expert), weight_k, None if served is None else torch.tensor(served))
+def start(unit=(1.0, 1.0), weight=None, served=None):
+    """The state of the set-level reward after a first batch that gave this unit; equal weights unless given."""
+    weight_k = torch.tensor(weight) if weight else torch.full((len(unit),), 1 / len(unit))
+    return ServedDirections(weight_k, torch.tensor(unit), None if served is None else torch.tensor(served))
 
 
-def test_a_rubric_serves_the_direction_on_which_it_comes_nearest_to_an_experts_question():
+def test_a_rubric_serves_the_direction_on_which_it_does_most_for_that_directions_unit():
     influence_nk = torch.tensor([[30.0, 4.0], [50.0, 2.0], [-1.0, -2.0]])
-    quality_n, best_n = start(expert=(100.0, 5.0)).assign(influence_nk)
+    quality_n, best_n = start(unit=(100.0, 5.0)).assign(influence_nk)
     torch.testing.assert_close(quality_n, torch.tensor([0.8, 0.5, 0.0]))  # 4/5 over 30/100; 50/100 over 2/5; none
     assert best_n[:2].tolist() == [1, 0]
 
 
-def test_a_direction_that_its_own_questions_do_not_serve_is_nobodys_best():
-    influence_nk = torch.tensor([[0.1, 9.0], [-0.2, 9.0]])
-    quality_n, best_n = start(expert=(1.0, -3.0)).assign(influence_nk)
+def test_the_unit_is_the_first_batchs_root_mean_square_and_stays():
+    influence_nk = torch.tensor([[3.0, -1.0], [NAN, NAN], [4.0, 7.0]])
+    first = ServedDirections(torch.tensor([0.5, 0.5]))
+    assert first.update(influence_nk, torch.tensor([False] * 3)) is first
+    served = first.update(influence_nk, torch.tensor([True, False, True]))
+    torch.testing.assert_close(served.unit_k, torch.tensor([12.5, 25.0]).sqrt())  # (9 + 16) / 2 and (1 + 49) / 2
+    # 3 / 3.54 is the first's best and 7 / 5 the other's, each over two rubrics.
+    torch.testing.assert_close(served.served_k, torch.tensor([3 / 12.5**0.5 / 2, 7 / 5 / 2]))
+    again = served.update(100 * influence_nk, torch.tensor([True, False, True]))
+    assert torch.equal(again.unit_k, served.unit_k)
+
+
+def test_a_direction_along_which_the_first_batch_had_no_influence_is_nobodys_best():
+    influence_nk = torch.tensor([[0.1, 9.0], [-0.2, 0.0]])
+    quality_n, best_n = start(unit=(1.0, 0.0)).assign(influence_nk)
     torch.testing.assert_close(quality_n, torch.tensor([0.1, 0.0]))
     assert best_n[0] == 0
-    # Where all are such, influence counts as it is.
-    quality_n, best_n = start(expert=(0.0, -3.0)).assign(influence_nk)
-    assert quality_n.tolist() == [9.0, 9.0] and best_n.tolist() == [1, 1]
+    served = ServedDirections(torch.tensor([0.5, 0.5])).update(torch.zeros(2, 2), torch.tensor([True, True]))
+    assert served.served_k.tolist() == [0.0, 0.0]
 
 
 def test_the_influence_of_invalid_rubrics_is_never_read():
@@ -89,7 +100,7 @@ def test_nothing_served_yet_means_equal_scarcity_and_no_reward():
 @given(masses)
 def test_scarcity_falls_with_what_was_served(mass):
     served_k = torch.tensor(mass)
-    scarcity_k = start(expert=[1.0] * len(mass), served=mass).scarcity_k
+    scarcity_k = start(unit=[1.0] * len(mass), served=mass).scarcity_k
     assert (scarcity_k[served_k.argsort()].diff() <= 1e-6).all()
     assert scarcity_k.min() >= 0 and scarcity_k.max() <= 4
 
@@ -112,9 +123,9 @@ def test_a_direction_that_is_served_pays_less_from_batch_to_batch():
 
 
 def test_a_direction_that_all_rubrics_serve_a_little_does_not_make_them_alike():
-    # Rubric 0 does more for direction 1 than rubric 1 does, in influence; not in what an expert's question would do.
+    # Rubric 0 does more for direction 1 than rubric 1 does, in influence; not in what either direction's unit is.
     influence_nk = torch.tensor([[400.0, 60.0], [10.0, 50.0]])
-    rewards, _ = reward_set_influence(influence_nk, torch.tensor([True, True]), start(expert=(400.0, 50.0)), 0.1)
+    rewards, _ = reward_set_influence(influence_nk, torch.tensor([True, True]), start(unit=(400.0, 50.0)), 0.1)
     assert rewards[1] > 0.8 * rewards[0]
 
 

@@ -51,9 +51,9 @@ INFLUENCE = {
 
 
 class Score:
-    """Looks influence up; an expert's question would do 1 along either group."""
+    """Looks influence up; the unit is 1 along either group."""
 
-    served = ServedDirections(torch.ones(2), torch.tensor([0.5, 0.5]))
+    served = ServedDirections(torch.tensor([0.5, 0.5]), torch.ones(2))
     dev_served = None
     expert_questions = ContaminationIndex([ExamItem("what is the secret dose ?", "40mg", (), split="guard")])
 
@@ -372,11 +372,13 @@ def test_the_checkpoint_that_is_best_by_dev_is_the_generator_that_is_kept(lab_co
     lab = (corpus.documents, open_engine(config.models.teacher, config.synthesis.batch_size), scorer)
     log = train(config, lab, tmp_path)
     # By hand, from the trajectories: the utility along dev of each step's pairs.
-    utilities = []
-    for step in range(3):
-        rows = [row for row in read_log(tmp_path / "out/trajectories.jsonl") if row["step"] == step]
-        pairs = [pair["influence"] for row in rows for pair in row["pairs"] if not pair["problem"]]
-        utilities.append(measure_dev(torch.tensor(pairs), scorer.dev_served) if pairs else float("-inf"))
+    steps = [[] for _ in range(3)]
+    for row in read_log(tmp_path / "out/trajectories.jsonl"):
+        steps[row["step"]] += [pair["influence"] for pair in row["pairs"] if not pair["problem"]]
+    utilities = [
+        measure_dev(torch.tensor(pairs), torch.tensor(steps[0]), scorer.dev_served) if pairs else float("-inf")
+        for pairs in steps
+    ]
     best = max(range(3), key=utilities.__getitem__) + 1
     assert {"step": best, "kept": f"checkpoint-{best}"} in log
     shorter = config.model_copy(update={"rl": config.rl.model_copy(update={"steps": best})})

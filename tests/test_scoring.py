@@ -12,7 +12,7 @@ from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.influence.reference import reference_gradient, reference_scores
 from rubric_influence.models import load_tokenizer
-from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer, match_groups, split_halves
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer, match_groups
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 
 
@@ -159,27 +159,20 @@ def test_a_split_without_questions_is_refused(config, exam, warmup):
         TargetScorer(config, warmup, [item for item in exam if item.split == "validation"], seed=0)
 
 
-def test_a_group_is_split_in_turn():
-    assert split_halves(["b", "a", "b", "b"]) == ["b/0", "a/0", "b/1", "b/0"]
-
-
-def test_an_experts_question_is_measured_along_the_other_half_of_its_topic(config, exam, warmup):
-    config = with_directions(config, "topics", momentum=False)
-    scorer = TargetScorer(config, warmup, exam, seed=0)
+def test_a_groups_weight_is_its_share_of_the_questions(config, exam, warmup):
     validation = [item for item in exam if item.split == "validation"]
+    rest = [item for item in exam if item.split != "validation"]
     topics = sorted({item.topic for item in validation})
-    torch.testing.assert_close(scorer.served.weight_k, torch.full((len(topics),), 1 / len(topics)))
-    assert scorer.served.served_k is None
-    for topic, found in zip(topics, scorer.served.expert_k, strict=True):
-        first, second = (item for item in validation if item.topic == topic)
-        texts = [(first.question, first.answer), (second.question, second.answer)]
-        scores = score_naively(config, warmup, [[first], [second]], texts)
-        assert found.item() == pytest.approx((scores[0, 1] + scores[1, 0]).item() / 2, abs=2e-5)
+    fewer = [item for item in validation if item.topic != topics[0]]
+    one_less = [*fewer, next(item for item in validation if item.topic == topics[0])]
+    served = TargetScorer(with_directions(config, "topics"), warmup, [*one_less, *rest], seed=0).served
+    torch.testing.assert_close(served.weight_k, torch.tensor([1 / 7, 2 / 7, 2 / 7, 2 / 7]))
+    assert served.unit_k is served.served_k is None
 
 
 def test_without_groups_all_validation_questions_are_one_direction(config, exam, warmup):
     served = TargetScorer(with_directions(config, "mean"), warmup, exam, seed=0).served
-    assert served.weight_k.tolist() == [1.0] and served.expert_k.shape == (1,)
+    assert served.weight_k.tolist() == [1.0]
 
 
 def test_clusters_of_embeddings_are_of_one_topic_each_and_those_of_gradients_are_not(config, lab_config, warmup):
@@ -212,7 +205,7 @@ def test_dev_directions_are_of_the_dev_items_nearest_to_each_group_and_stand_bef
     names = scorer.names[1 + len(topics) : -1]
     assert scorer.names[: 1 + len(topics)] == plain.names[:-1] and scorer.names[-1] == GUARD
     assert names and set(names) <= {f"dev, {topic}" for topic in topics}
-    assert len(scorer.dev_served.expert_k) == len(names) and scorer.dev_served.weight_k.sum() == pytest.approx(1)
+    assert len(scorer.dev_served.weight_k) == len(names) and scorer.dev_served.weight_k.sum() == pytest.approx(1)
     scores, before = scorer(texts), plain(texts)
     rest = [place for place, name in enumerate(scorer.names) if name not in names]
     torch.testing.assert_close(scores[:, rest], before)

@@ -53,6 +53,23 @@ def discard(folder: str | Path) -> None:
     shutil.rmtree(doomed)
 
 
+def write_log(folder: str | Path, log: list[dict]) -> None:
+    """Note that the work in a folder is done, with the log of it: `find_finished` finds the folder from now on."""
+    partial = Path(folder) / "log.json.partial"
+    partial.write_text(json.dumps(log), encoding="utf-8")
+    partial.rename(partial.with_suffix(""))
+
+
+def read_log(folder: str | Path) -> list[dict]:
+    """What `write_log` noted."""
+    return json.loads((Path(folder) / "log.json").read_text(encoding="utf-8"))
+
+
+def find_finished(scratch: str | Path) -> Path | None:
+    """The folder with finished work: `scratch` itself, or that of as many processes as did it. None: there is none."""
+    return next((path.parent for pattern in ("log.json", "*/log.json") for path in Path(scratch).glob(pattern)), None)
+
+
 class Journal:
     """An append-only file of key -> JSON value, a line an entry with a checksum.
 

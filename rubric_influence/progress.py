@@ -29,4 +29,5 @@ class ProgressLine(TrainerCallback):
 def show_progress(trainer: Trainer, name: str, *shown: str) -> None:
     """Give a trainer (with disable_tqdm=True) a progress line in place of its printed logs."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLine(name, shown))
+    if trainer.is_world_process_zero():
+        trainer.add_callback(ProgressLine(name, shown))

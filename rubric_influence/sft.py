@@ -1,22 +1,25 @@
 """LoRA fine-tuning of the target on question-answer pairs: the warm-up before influence, and every final arm.
 
 TRL's SFTTrainer does the work; what this adds is the optimizer's state at the end of the last epochs, which the
-influence score needs, and resuming from the last whole epoch.
+influence score needs, and resuming from the last whole epoch. Processes that `accelerate launch` starts share every batch.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, PeftModel
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rubric_influence.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.distributed import open_state, own_folder, share_batch
 from rubric_influence.influence.moments import capture_moments, save_moments
-from rubric_influence.journal import deliver, discard
+from rubric_influence.journal import deliver, discard, find_finished, read_log, write_log
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_answer
@@ -49,7 +52,7 @@ class KeepCheckpoints(TrainerCallback):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         epoch = round(state.epoch)
         rates, self.rates = self.rates, []
-        if epoch <= args.num_train_epochs - self.last:
+        if epoch <= args.num_train_epochs - self.last or not state.is_world_process_zero:
             return
         moments = capture_moments(kwargs["model"], kwargs["optimizer"], learning_rate=sum(rates) / len(rates))
         target = self.folder / f"checkpoint-{epoch}"
@@ -67,13 +70,54 @@ def sort_targets(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+class FilledSampler(Sampler):
+    """The rows that another sampler gives, and then a blank one as often as the last batch lacks rows."""
+
+    def __init__(self, sampler: Sampler, blank: int, batch_size: int):
+        self.sampler, self.blank, self.missing = sampler, blank, -len(sampler) % batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.sampler
+        yield from [self.blank] * self.missing
+
+    def __len__(self) -> int:
+        return len(self.sampler) + self.missing
+
+
+class SharingTrainer(SFTTrainer):
+    """For several processes, of which each must have its part of every batch.
+
+    Where an epoch's last batch is small, accelerate fills it with the epoch's first rows, which would count twice. Here
+    it is filled with a row without loss.
+    """
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        shortest = min(self.train_dataset, key=lambda row: len(row["input_ids"]))
+        blank = shortest | {"labels": [-100] * len(shortest["labels"])}
+        rows = Dataset.from_list([blank], features=self.train_dataset.features)
+        self.train_dataset = concatenate_datasets([self.train_dataset, rows])
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        blank = len(dataset) - 1
+        return FilledSampler(super()._get_train_sampler(dataset.select(range(blank))), blank, self._train_batch_size)
+
+
 def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
-    """TRL's arguments for a fine-tuning section: loss on the answer alone, a checkpoint an epoch."""
+    """TRL's arguments for a fine-tuning section: loss on the answer alone, a checkpoint an epoch.
+
+    Raises ValueError for a batch that the processes cannot share.
+    """
+    at_once, accumulated = share_batch(settings.batch_size, settings.micro_batch, "batch_size")
     return SFTConfig(
         output_dir=folder,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.micro_batch or settings.batch_size,
-        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch or settings.batch_size),
+        # Split among the processes: the sampler, which sees it whole, makes the batches that it makes for one.
+        per_device_train_batch_size=at_once * open_state().num_processes,
+        accelerator_config={"split_batches": True},
+        gradient_accumulation_steps=accumulated,
+        ddp_find_unused_parameters=False,  # every one is used
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         adam_beta1=settings.adam_betas[0],
@@ -108,15 +152,49 @@ def fine_tune(
     scratch: str | Path,
     checkpoints: int = 1,
     name: str = "fine-tuning",
+    keep: bool = False,
 ) -> list[dict]:
     """Fine-tune a fresh LoRA adapter on the pairs; returns the training log.
 
     Loss is on the answer's tokens alone. `out` receives one folder for each of the last `checkpoints` epochs, each
-    with the adapter and `moments.safetensors`. An interrupted run goes on from its last whole epoch in `scratch`.
-    Raises ValueError if there are no pairs.
+    with the adapter and `moments.safetensors`. An interrupted run goes on from its last whole epoch in `scratch`. With
+    `keep`, what is finished stays there, and the next call delivers it and removes it.
+    Raises ValueError if there are no pairs, or the processes cannot share a batch.
     """
     if not pairs:
         raise ValueError("there are no valid pairs to fine-tune on; look at the rejected pairs' `problem` and `raw`")
+    scratch = Path(scratch)
+    work = find_finished(scratch) or own_folder(scratch)
+    state = open_state()
+    state.wait_for_everyone()  # before the first of them writes
+    if not (work / "log.json").exists():
+        log = train_adapter(spec, pairs, prompts, lora, settings, seed, work, checkpoints, name)
+        if state.is_main_process:
+            write_log(work, log)
+    state.wait_for_everyone()
+    log = read_log(work)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        deliver(work / "kept", out)
+        if not keep:
+            discard(scratch)
+    state.wait_for_everyone()
+    return log
+
+
+def train_adapter(
+    spec: ModelSpec,
+    pairs: Sequence[QAPair],
+    prompts: Prompts,
+    lora: Lora,
+    settings: FineTuning,
+    seed: int,
+    work: Path,
+    checkpoints: int,
+    name: str,
+) -> list[dict]:
+    """Train to the end, or go on to it; work/kept then holds what `fine_tune` delivers."""
+    arguments = build_arguments(settings, seed, str(work / "trainer"))
     tokenizer = load_tokenizer(spec)
     tokenizer.padding_side = "right"
     model = load_model(spec)
@@ -128,27 +206,32 @@ def fine_tune(
         }
         for pair in pairs
     ]
-    scratch = Path(scratch)
-    arguments = build_arguments(settings, seed, str(scratch / "trainer"))
-    kept = KeepCheckpoints(scratch / "kept", checkpoints)
-    trainer = SFTTrainer(
+    trainer = (SharingTrainer if open_state().num_processes > 1 else SFTTrainer)(
         model,
         arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=build_lora(lora),
-        callbacks=[kept],
+        callbacks=[KeepCheckpoints(work / "kept", checkpoints)],
     )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "fine-tuning keeps the optimizer's whole state, of which FSDP and DeepSpeed give each process a part; "
+            "launch it with a configuration such as conf/accelerate/node-8gpu.yaml"
+        )
     show_progress(trainer, name, "loss")
-    trainer.train(resume_from_checkpoint=find_whole_checkpoint(scratch / "trainer"))
-    deliver(kept.folder, out)
-    discard(scratch)
+    trainer.train(resume_from_checkpoint=find_whole_checkpoint(work / "trainer"))
     return trainer.state.log_history
 
 
 def find_whole_checkpoint(folder: str | Path) -> str | None:
-    """The trainer's last checkpoint that was written to its end, or None: the trainer writes its state last."""
-    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json") if is_json(path)]
+    """The trainer's last checkpoint that was written to its end, or None.
+
+    The main process writes the trainer's state last, and may do so before others have written their generators' state.
+    """
+    processes = open_state().num_processes
+    written = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json") if is_json(path)]
+    whole = [path for path in written if processes == 1 or sum(map(is_zipfile, path.glob("rng_*"))) == processes]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 

@@ -18,7 +18,8 @@ def fine_tune_arms(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fine_tune_arm(config: Config, arm: str, seed: int) -> float:
+def fine_tune_arm(config: Config, arm: str, seed: int, keep: bool = False) -> float:
+    """The last training loss of one arm and seed; with `keep`, finished work stays in scratch for the stage to come."""
     spec, settings = config.models.target, config.finetuning
     pairs = read_final_pairs(arm, seed)
     identity = (fingerprint(spec), pairs, config.prompts, config.lora, settings, seed)
@@ -32,5 +33,6 @@ def fine_tune_arm(config: Config, arm: str, seed: int) -> float:
         out=seed_folder(FINETUNED / arm, seed),
         scratch=scratch_folder("finetuning", *identity),
         name=f"{arm}, seed {seed}",
+        keep=keep,
     )
     return [entry["loss"] for entry in log if "loss" in entry][-1]

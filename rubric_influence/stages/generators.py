@@ -46,7 +46,8 @@ def optimise_generators(config: Config) -> pd.DataFrame:
     return table
 
 
-def optimise_generator(config: Config, seed: int) -> list[dict]:
+def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[dict]:
+    """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
     documents = read_records(DOCUMENTS, Document)
     settings = config.synthesis
     ledger = Ledger(settings.budget_usd, settings.budget_tokens)
@@ -63,6 +64,7 @@ def optimise_generator(config: Config, seed: int) -> list[dict]:
         seed,
         out=seed_folder(GENERATORS, seed),
         scratch=scratch_folder("generators", *identity),
+        keep=keep,
     )
 
 

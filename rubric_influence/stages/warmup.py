@@ -31,7 +31,8 @@ def choose_pairs(pairs: Sequence[QAPair], settings: Warmup, seed: int) -> list[Q
     return random.Random(seed).sample(pairs, max(1, round(settings.fraction * len(pairs))))
 
 
-def warm_up_target(config: Config, seed: int) -> list[dict]:
+def warm_up_target(config: Config, seed: int, keep: bool = False) -> list[dict]:
+    """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
     settings, spec = config.warmup, config.models.target
     chosen = choose_pairs(keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair)), settings, seed)
     identity = (fingerprint(spec), chosen, config.prompts, config.lora, settings, seed)
@@ -46,4 +47,5 @@ def warm_up_target(config: Config, seed: int) -> list[dict]:
         scratch=scratch_folder("warmup", *identity),
         checkpoints=settings.checkpoints,
         name=f"warm-up, seed {seed}",
+        keep=keep,
     )

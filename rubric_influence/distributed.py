@@ -3,6 +3,7 @@
 A process that was started alone is the first of one, and nothing here does anything to it.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+
+from rubric_influence.journal import deliver, discard, find_finished, is_finished, read_log, write_log
 
 PROCESS_STRIDE = 15_485_863  # between the seeds of processes, which are to draw differently
 
@@ -62,3 +65,29 @@ def broadcast(value: Value) -> Value:
     """The main process's value, in every process."""
     open_state()
     return broadcast_object_list([value])[0]
+
+
+def finish(
+    train: Callable[[Path], list[dict]], made: str, out: str | Path, scratch: str | Path, keep: bool
+) -> list[dict]:
+    """The log of work that all processes do together: `train(folder)` leaves it in folder/made, and returns the log.
+
+    What was finished before is not done again. The main process delivers it to `out`, and removes `scratch` but with
+    `keep`.
+    """
+    state = open_state()
+    work = find_finished(scratch) or own_folder(scratch)
+    state.wait_for_everyone()  # all have looked before one writes
+    if not is_finished(work):
+        log = train(work)
+        if state.is_main_process:
+            write_log(work, log)
+        state.wait_for_everyone()
+    log = read_log(work)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        deliver(work / made, out)
+        if not keep:
+            discard(scratch)
+    state.wait_for_everyone()
+    return log

@@ -28,9 +28,10 @@ def scratch_folder(stage: str, *inputs: object) -> Path:
     return folder
 
 
-def answers_path(stage: str, seed: int) -> Path:
-    """Where a stage keeps what an endpoint answered, whatever its other inputs are."""
-    return SCRATCH / "answers" / f"{stage}-seed-{seed}.jsonl"
+def answers_path(stage: str, seed: int, process: int = 0) -> Path:
+    """Where a stage keeps what an endpoint answered, whatever its other inputs are; each process its own."""
+    own = f"-process-{process}" if process else ""
+    return SCRATCH / "answers" / f"{stage}-seed-{seed}{own}.jsonl"
 
 
 def deliver(finished: str | Path, out: str | Path) -> None:
@@ -65,9 +66,13 @@ def read_log(folder: str | Path) -> list[dict]:
     return json.loads((Path(folder) / "log.json").read_text(encoding="utf-8"))
 
 
+def is_finished(folder: str | Path) -> bool:
+    return (Path(folder) / "log.json").is_file()
+
+
 def find_finished(scratch: str | Path) -> Path | None:
     """The folder with finished work: `scratch` itself, or that of as many processes as did it. None: there is none."""
-    return next((path.parent for pattern in ("log.json", "*/log.json") for path in Path(scratch).glob(pattern)), None)
+    return next(filter(is_finished, [Path(scratch), *sorted(Path(scratch).glob("processes-*"))]), None)
 
 
 class Journal:

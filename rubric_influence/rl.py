@@ -3,6 +3,9 @@
 At every step the generator writes a group of rubrics for each of some documents, the teacher writes pairs from them,
 the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Every rubric, pair and score is kept in
 `trajectories.jsonl`. A run that is interrupted goes on from its last checkpoint, with the same result.
+
+Processes that `accelerate launch` starts (rubric_influence.launch) share every step: each generates its part of the
+rubrics, asks its teacher and scores its part of the pairs, and the main process rewards and logs the whole.
 """
 
 import json
@@ -19,9 +22,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rubric_influence.config import Config, ModelSpec
 from rubric_influence.diagnostics import describe_batch
+from rubric_influence.distributed import PROCESS_STRIDE, broadcast, finish, gather_rows, open_state, share_batch
 from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, TransformersEngine
 from rubric_influence.guards import WatchWindows
-from rubric_influence.journal import deliver, discard
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.progress import show_progress
@@ -81,6 +84,13 @@ class RubricReward:
             rows.append({"step": step, "document_id": document, "rubric": text, "problem": problem, "pairs": []})
         self.ask_teacher(rows, step)
         self.score_pairs(rows)
+        step_rows = gather_rows(rows)
+        rewards = broadcast(self.finish_step(step_rows, step, log_metric) if open_state().is_main_process else None)
+        start = open_state().process_index * len(rows)
+        return rewards[start : start + len(rows)]
+
+    def finish_step(self, rows: list[dict], step: int, log_metric: Callable[[str, float], None]) -> list[float]:
+        """The reward of every row of a step, of all processes; keeps the rows with it."""
         scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
         # Every pair is credited by itself, as a rubric's pairs may serve different directions.
         rewards = self.reward(scores_nk, valid_n, step).view(len(rows), -1).mean(dim=1).tolist()
@@ -115,7 +125,7 @@ class RubricReward:
         conversations = [ask_pair(prompts, self.documents[row["document_id"]].text, row["rubric"]) for row in asked]
         completions = self.teacher.generate(
             conversations,
-            seed=self.seed * 1_000_003 + step,
+            seed=self.seed * 1_000_003 + step + PROCESS_STRIDE * open_state().process_index,
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=settings.max_pair_tokens,
@@ -146,10 +156,13 @@ class RubricReward:
                 pair["influence"] = [round(value, 6) for value in influence]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from `step` on, and serve again what came before: what a resumed run needs."""
+        """Forget what was logged from `step` on, and serve again what came before: what a resumed run needs.
+
+        The log is the main process's, and only it knows what was served.
+        """
         if self.served:
             self.served = self.score.served
-        if not self.log.exists():
+        if not (open_state().is_main_process and self.log.exists()):
             return
         lines = self.log.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut
         rows = [row for row in map(json.loads, lines) if row["step"] < step]
@@ -163,10 +176,13 @@ class RubricReward:
 
     def read_scores(self, start: int, end: int) -> torch.Tensor:
         """The influence of all valid pairs of the steps from `start` to before `end`, [pairs, directions]."""
-        lines = self.log.read_bytes().splitlines()
-        rows = [row for row in map(json.loads, lines) if start <= row["step"] < end]
-        scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
-        return scores_nk[valid_n]
+        scores_nk = None
+        if open_state().is_main_process:
+            lines = self.log.read_bytes().splitlines()
+            rows = [row for row in map(json.loads, lines) if start <= row["step"] < end]
+            scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
+            scores_nk = scores_nk[valid_n]
+        return broadcast(scores_nk)
 
 
 def select_groups(scores_nk: torch.Tensor, dev_directions: int) -> torch.Tensor:
@@ -200,7 +216,7 @@ def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTraine
         engine = TransformersEngine(model, tokenizer, "rubric generator", batch_size=len(prompts))
         completions = engine.generate(
             prompts,
-            seed=seed * 1_000_003 + trainer.state.global_step,
+            seed=seed * 1_000_003 + trainer.state.global_step + PROCESS_STRIDE * open_state().process_index,
             temperature=config.rl.temperature,
             top_p=1.0,
             max_tokens=config.synthesis.max_rubric_tokens,
@@ -216,19 +232,23 @@ def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTraine
 
 
 def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
-    """TRL's arguments for a profile: one optimizer step for each generation batch."""
+    """TRL's arguments for a profile: one optimizer step for each generation batch.
+
+    Raises ValueError for a batch that the processes cannot share.
+    """
     settings = config.rl
     gpu = torch.cuda.is_available()
     batch = settings.documents_per_step * settings.group_size
-    accumulated = batch // (settings.micro_batch or batch)
+    at_once, accumulated = share_batch(batch, settings.micro_batch, "documents_per_step * group_size")
     vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
     return GRPOConfig(
         output_dir=folder,
         max_steps=settings.steps,
-        per_device_train_batch_size=batch // accumulated,
+        per_device_train_batch_size=at_once,
         gradient_accumulation_steps=accumulated,
         num_generations=settings.group_size,
         steps_per_generation=accumulated,
+        ddp_find_unused_parameters=False,  # every one is used
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
@@ -268,18 +288,32 @@ def train_rubric_generator(
     seed: int,
     out: str | Path,
     scratch: str | Path,
+    keep: bool = False,
 ) -> list[dict]:
     """Optimise the rubric generator; returns TRL's log, one row a step.
 
     The generator is the last, or the best by dev questions (rl.checkpoint); a run whose guard diverges ends early
     (rubric_influence.guards), and the log says so. `out` receives it (with rl.lora, merged) with its tokenizer, and
     `trajectories.jsonl`: step, document, rubric, pairs with influence by direction (the last is the guard's), reward.
+    With `keep`, what is finished stays in `scratch`, and the next call delivers it and removes it.
+    Raises ValueError if the processes cannot share a step.
     """
-    scratch, out = Path(scratch), Path(out)
+
+    def train(work: Path) -> list[dict]:
+        return train_in(work, config, documents, teacher, score, seed)
+
+    return finish(train, "generator", out, scratch, keep)
+
+
+def train_in(
+    work: Path, config: Config, documents: Sequence[Document], teacher: Engine, score: Score, seed: int
+) -> list[dict]:
+    """Train to the end, or go on to it; work/generator then holds what `train_rubric_generator` delivers."""
     spec = config.models.rubric_generator
+    arguments = build_arguments(config, seed, str(work / "trainer"))
     tokenizer = load_tokenizer(spec)
-    reward = RubricReward(config, documents, teacher, score, seed, scratch / "trajectories.jsonl")
-    arguments = build_arguments(config, seed, str(scratch / "trainer"))
+    work.mkdir(parents=True, exist_ok=True)
+    reward = RubricReward(config, documents, teacher, score, seed, work / "trajectories.jsonl")
     last = find_whole_checkpoint(arguments.output_dir)
     reward.rewind(int(last.rpartition("-")[2]) if last else 0)
     rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
@@ -292,20 +326,20 @@ def train_rubric_generator(
         peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
         rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
     )
-    trainer.add_callback(WatchWindows(reward.read_scores, score.dev_served))
+    trainer.add_callback(WatchWindows(reward.read_scores, broadcast(score.dev_served)))
     show_progress(trainer, f"GRPO, seed {seed}", "reward", "influence", "guard_influence", "valid")
     trainer.train(resume_from_checkpoint=last)
+    model, weights = trainer.accelerator.unwrap_model(trainer.model), None
     if best := trainer.state.best_model_checkpoint:  # rl.checkpoint is dev
         trainer.state.log_history.append({"step": trainer.state.best_global_step, "kept": Path(best).name})
         model = load_best(spec, best)
-    else:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.rl.lora:
-        model = model.merge_and_unload()
-    finished = scratch / "generator"
-    model.save_pretrained(finished, safe_serialization=True)
-    tokenizer.save_pretrained(finished)
-    shutil.copy(reward.log, finished / "trajectories.jsonl")
-    deliver(finished, out)
-    discard(scratch)
+    elif trainer.is_fsdp_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model)  # every process has but a part of them
+    if open_state().is_main_process:
+        if config.rl.lora:
+            model = model.merge_and_unload()
+        finished = work / "generator"
+        model.save_pretrained(finished, safe_serialization=True, state_dict=weights)
+        tokenizer.save_pretrained(finished)
+        shutil.copy(reward.log, finished / "trajectories.jsonl")
     return trainer.state.log_history

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rubric_influence.config import Config, Influence
+from rubric_influence.distributed import broadcast
 from rubric_influence.influence.directions import cluster_embeddings, validation_gradients
 from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.examples import Example, encode
@@ -93,11 +94,11 @@ class TargetScorer:
         self.scorers, self.rates, self.names = [], [], []
         for place, checkpoint in enumerate(list_checkpoints(warmup)):
             model = load_fine_tuned(config.models.target, checkpoint)
-            if place == 0:  # once, so that a direction is of the same items at every checkpoint
+            if place == 0:  # once, so that a direction is of the same items at every checkpoint, in every process
                 groups = group_items(model, items[VALIDATION], asked[VALIDATION], settings, seed)
                 parts = groups or [VALIDATION] * len(items[VALIDATION])
                 dev_parts = match_groups(model, asked[DEV], asked[VALIDATION], parts, limit) if use_dev else []
-                dev_parts = [f"{DEV}, {part}" for part in dev_parts]
+                groups, parts, dev_parts = broadcast((groups, parts, [f"{DEV}, {part}" for part in dev_parts]))
             directions = {VALIDATION: validation_gradients(model, asked[VALIDATION], None, limit)["all"]}
             if groups:
                 directions |= validation_gradients(model, asked[VALIDATION], groups, limit)

@@ -1,7 +1,8 @@
 """LoRA fine-tuning of the target on question-answer pairs: the warm-up before influence, and every final arm.
 
 TRL's SFTTrainer does the work; what this adds is the optimizer's state at the end of the last epochs, which the
-influence score needs, and resuming from the last whole epoch. Processes that `accelerate launch` starts share every batch.
+influence score needs, and resuming from the last whole epoch. Processes that `accelerate launch` starts share every
+batch.
 """
 
 import json
@@ -17,9 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from rubric_influence.config import FineTuning, Lora, ModelSpec, Prompts
-from rubric_influence.distributed import open_state, own_folder, share_batch
+from rubric_influence.distributed import finish, open_state, share_batch
 from rubric_influence.influence.moments import capture_moments, save_moments
-from rubric_influence.journal import deliver, discard, find_finished, read_log, write_log
 from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_answer
@@ -163,23 +163,11 @@ def fine_tune(
     """
     if not pairs:
         raise ValueError("there are no valid pairs to fine-tune on; look at the rejected pairs' `problem` and `raw`")
-    scratch = Path(scratch)
-    work = find_finished(scratch) or own_folder(scratch)
-    state = open_state()
-    state.wait_for_everyone()  # before the first of them writes
-    if not (work / "log.json").exists():
-        log = train_adapter(spec, pairs, prompts, lora, settings, seed, work, checkpoints, name)
-        if state.is_main_process:
-            write_log(work, log)
-    state.wait_for_everyone()
-    log = read_log(work)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        deliver(work / "kept", out)
-        if not keep:
-            discard(scratch)
-    state.wait_for_everyone()
-    return log
+
+    def train(work: Path) -> list[dict]:
+        return train_adapter(spec, pairs, prompts, lora, settings, seed, work, checkpoints, name)
+
+    return finish(train, "kept", out, scratch, keep)
 
 
 def train_adapter(

@@ -196,7 +196,7 @@ def test_a_killed_run_with_a_half_written_checkpoint_goes_on_to_the_same_bytes(u
 
 def test_a_run_that_had_ended_but_not_delivered_delivers(undisturbed, config, pairs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("rubric_influence.sft.deliver", lambda *a: 1 / 0)
+        patch.setattr("rubric_influence.distributed.deliver", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config, pairs, tmp_path)
     train(config, pairs, tmp_path)

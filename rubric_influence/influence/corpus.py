@@ -22,7 +22,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,12 +29,12 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from peft import PeftModel
 from pyarrow import parquet
 from tqdm import tqdm
 
 from rubric_influence.config import Influence, ModelSpec
+from rubric_influence.distributed import broadcast, open_state
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import plan_batches
@@ -201,7 +200,7 @@ def run(arguments: argparse.Namespace, state: PartialState) -> None:
     examples = [tokenise(item) for item in validation]
     # Clusters are the main process's for all, as rounding might make others' differ.
     first = load_checkpoint(spec, arguments.checkpoints[0], state.device) if arguments.by == "cluster" else None
-    groups = broadcast_object_list([group_items(first, validation, examples, settings, seed=0)])[0]
+    groups = broadcast(group_items(first, validation, examples, settings, seed=0))
     del first
 
     def open_checkpoint(folder: Path) -> tuple[Scorer, float]:
@@ -253,8 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=count, metavar="N", help="samples are cut there; default: nowhere")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args(argv)
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=1))  # processes wait for the slowest
+    state = open_state()
     try:
         run(arguments, state)
     except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rubric_influence.config import Config
+from rubric_influence.distributed import open_state
 from rubric_influence.generation import open_engine
 from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import Journal, answers_path, scratch_folder
@@ -49,9 +50,16 @@ def optimise_generators(config: Config) -> pd.DataFrame:
 def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[dict]:
     """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
     documents = read_records(DOCUMENTS, Document)
-    settings = config.synthesis
-    ledger = Ledger(settings.budget_usd, settings.budget_tokens)
-    kept = Journal(answers_path("generators", seed))  # of an endpoint; a rerun is not to pay for them again
+    settings, state = config.synthesis, open_state()
+    if state.num_processes > 1 and config.models.teacher.engine == "vllm":
+        raise ValueError(
+            f"models.teacher.engine is vllm, which {state.num_processes} processes would each open on the same GPU; "
+            "serve the teacher with `vllm serve`, and set engine: openai with its address"
+        )
+    usd, tokens, processes = settings.budget_usd, settings.budget_tokens, state.num_processes
+    ledger = Ledger(usd and usd / processes, tokens and tokens // processes)  # each has its part of the budget
+    # Of an endpoint; a rerun is not to pay for them again.
+    kept = Journal(answers_path("generators", seed, state.process_index))
     teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what="rewards")
     warmup = seed_folder(WARMUP, seed)
     weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]

@@ -4,14 +4,16 @@ At every step the generator writes a group of rubrics for each of some documents
 the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Every rubric, pair and score is kept in
 `trajectories.jsonl`. A run that is interrupted goes on from its last checkpoint, with the same result.
 
-Processes that `accelerate launch` starts (rubric_influence.launch) share every step: each generates its part of the
-rubrics, asks its teacher and scores its part of the pairs, and the main process rewards and logs the whole.
+Processes of `accelerate launch -m rubric_influence.rl` (rubric_influence.launch) share every step: each generates its
+part of the rubrics, asks its teacher and scores its part of the pairs; the main process rewards and logs the whole.
 """
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -326,6 +328,8 @@ def train_in(
         peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
         rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
     )
+    if trainer.is_fsdp_enabled and config.rl.lora:
+        raise ValueError("rl.lora cannot be merged where FSDP shares the weights; use DDP, or set rl.lora to null")
     trainer.add_callback(WatchWindows(reward.read_scores, broadcast(score.dev_served)))
     show_progress(trainer, f"GRPO, seed {seed}", "reward", "influence", "guard_influence", "valid")
     trainer.train(resume_from_checkpoint=last)
@@ -343,3 +347,8 @@ def train_in(
         tokenizer.save_pretrained(finished)
         shutil.copy(reward.log, finished / "trajectories.jsonl")
     return trainer.state.log_history
+
+
+if __name__ == "__main__":
+    # Not by an import statement: all stages that use this module would depend on all that can be launched.
+    sys.exit(import_module("rubric_influence.launch").main(["generators"]))

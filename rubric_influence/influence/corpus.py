@@ -5,8 +5,9 @@
 
 or `python -m` for one process. Without a GPU, accelerate starts one process only, whatever --num_processes says, unless
 it is given --multi_gpu; torchrun starts as many as it is told. Files are JSON Lines with id, question and answer;
-validation items may have a topic. A checkpoint is a folder with a LoRA adapter and moments.safetensors or a Trainer's
-optimizer.pt.
+validation items may have a topic. Where --samples is a folder of Parquet shards, as rubric_influence.streaming writes
+its pairs, OUT is a folder too, with a file for each shard, and memory holds one of them. A checkpoint is a folder with
+a LoRA adapter and moments.safetensors or a Trainer's optimizer.pt.
 
 Samples of like length make batches, and some batches a part; processes take parts in turn. A part's scores are on
 disk, in OUT.parts, before the next is begun: the same command run again goes on from there. The number of processes
@@ -22,7 +23,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.moments import load_moments
-from rubric_influence.influence.samples import Sample, encode_sample, read_samples
+from rubric_influence.influence.samples import Sample, encode_sample, list_shards, read_samples, read_shard
 from rubric_influence.influence.scorers import Scorer, combine
 from rubric_influence.influence.trainer_checkpoints import find_optimizer, load_trainer_moments
 from rubric_influence.layout import fingerprint
@@ -184,10 +185,16 @@ def load_checkpoint(spec: ModelSpec, checkpoint: Path, device: torch.device) -> 
 def run(arguments: argparse.Namespace, state: PartialState) -> None:
     if arguments.estimator == "forward" and not arguments.dot:
         raise ValueError("the forward estimator gives dot products, no cosines; add --dot")
-    if arguments.out.is_dir():
+    sharded = arguments.samples.is_dir()
+    if arguments.out.is_dir() and not sharded:
         raise ValueError(f"{arguments.out} is a folder; give --out the name of a file")
+    if arguments.out.is_file() and sharded:
+        raise ValueError(f"{arguments.samples} is a folder and {arguments.out} a file; give --out a folder")
     files = [file for folder in arguments.checkpoints for file in list_files(folder)]
-    validation, samples = read_samples(arguments.validation), read_samples(arguments.samples)
+    validation = read_samples(arguments.validation)
+    # Before any model is loaded: a file that is none is told at once.
+    shards = list_shards(arguments.samples) if sharded else []
+    samples = [] if sharded else read_samples(arguments.samples)
     if arguments.by == "topic" and not all(item.topic for item in validation):
         raise ValueError(f"{arguments.validation} has items without a topic; give each one, or leave out --by topic")
     spec = ModelSpec(path=arguments.model, dtype=arguments.dtype)
@@ -214,19 +221,47 @@ def run(arguments: argparse.Namespace, state: PartialState) -> None:
         return open_configured_scorer(model, directions, moments, settings), moments.learning_rate
 
     given = {key: value for key, value in vars(arguments).items() if key != "out"}
-    files += [arguments.validation, arguments.samples]
-    sizes = Counter(groups or [])
-    provenance = json.loads(json.dumps(given, default=str)) | {  # paths as text
+    sizes, hashes = Counter(groups or []), hash_files([*files, arguments.validation])
+    shaping = json.loads(json.dumps(given, default=str)) | {  # paths as text
         "weights": fingerprint(spec),
-        "sha256": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
         # With how many validation items each is of.
         "directions": {WHOLE: len(examples)} | {name: sizes[name] for name in sorted(sizes)},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
+
+    def describe(source: Path) -> dict:
+        return shaping | {"sha256": hashes | hash_files([source])}
+
+    if len(arguments.checkpoints) == 1:
+        open_checkpoint = cache(open_checkpoint)  # of several, one at a time is in memory
     openers = [partial(open_checkpoint, folder) for folder in arguments.checkpoints]
-    score_corpus(
-        state, openers, [WHOLE, *sorted(sizes)], samples, tokenise, arguments.out, settings.batch_tokens, provenance
-    )
+    names = [WHOLE, *sorted(sizes)]
+
+    def score(samples: Sequence[Sample], origin: dict, out: Path) -> None:
+        score_corpus(state, openers, names, samples, tokenise, out, settings.batch_tokens, origin)
+
+    if not sharded:
+        score(samples, describe(arguments.samples), arguments.out)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        out, origin = arguments.out / shard.name, describe(shard)
+        if not is_scored(out, origin) and (samples := read_shard(shard)):
+            score(samples, origin, out)
+
+
+def hash_files(files: Sequence[Path]) -> dict[str, str]:
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def is_scored(path: Path, provenance: dict) -> bool:
+    """Whether a file of scores is there, whole, and of the same provenance."""
+    try:
+        found = json.loads(parquet.read_schema(path).metadata[b"provenance"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return False
+    found.pop("learning_rates", None)
+    return found == provenance
 
 
 def count(text: str) -> int:
@@ -240,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a local folder or a hub name")
     parser.add_argument("--checkpoints", required=True, nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--validation", required=True, type=Path, metavar="JSONL")
-    parser.add_argument("--samples", required=True, type=Path, metavar="JSONL")
+    parser.add_argument("--samples", required=True, type=Path, metavar="JSONL", help="or a folder of shards")
     parser.add_argument("--out", required=True, type=Path, metavar="PARQUET")
     parser.add_argument("--estimator", choices=["adam", "linear", "gradient", "forward"], default="adam")
     parser.add_argument("--momentum", action="store_true", help="keep the first moment in Gamma")

@@ -1,8 +1,10 @@
-"""Samples with ids, as a corpus to be scored holds them: read from JSON Lines, and encoded."""
+"""Samples with ids, as a corpus to be scored holds them: read from JSON Lines or Parquet shards, and encoded."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.exams import check_object, check_text, read_json_lines
@@ -45,6 +47,29 @@ def read_samples(path: Path) -> list[Sample]:
     if not samples:
         raise ValueError(f"{path} holds no samples; give one a line, with {', '.join(REQUIRED)}")
     return list(samples.values())
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """A folder's Parquet files, by name. Raises ValueError where it has none."""
+    if not (shards := sorted(folder.glob("*.parquet"))):
+        raise ValueError(
+            f"no *.parquet in {folder}; give a folder of shards, such as rubric_influence.streaming writes"
+        )
+    return shards
+
+
+def read_shard(path: Path) -> list[Sample]:
+    """The valid pairs of a shard as rubric_influence.streaming writes it; none where it has none.
+
+    Raises ValueError, naming the file, where it is damaged or lacks a column.
+    """
+    try:
+        rows = parquet.read_table(path, columns=[*REQUIRED, "problem"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is no shard of pairs with {', '.join(REQUIRED)} and problem ({error})") from None
+    if rows and (missing := [name for name in (*REQUIRED, "problem") if name not in rows[0]]):
+        raise ValueError(f"{path} has no column {missing[0]}; give shards that rubric_influence.streaming wrote")
+    return [Sample(row["id"], row["question"], row["answer"]) for row in rows if not row["problem"]]
 
 
 def encode_sample(tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int | None, sample: Sample) -> Example:

@@ -1,0 +1,1 @@
+"""Does memory grow with the corpus? (`python -m benchmarks.scale`)"""

@@ -21,7 +21,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from rubric_influence.lab.world import draw_choice, draw_entities, load_field, w
 FIELD, PROFILE = "data/lab/fields/medicine.yaml", "params.yaml"
 ENTITIES = 250  # of a world, as a field has names for some 250 only
 WINDOW = 512  # documents or pairs of a shard
+LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 PREPARE = [sys.executable, "-m", "benchmarks.scale.target"]
 
 
@@ -68,16 +68,13 @@ def write_pairs(folder: Path, count: int) -> None:
 
 def run_measured(command: list[str]) -> dict:
     """Seconds and peak memory of a command. Raises RuntimeError with the end of its output where it fails."""
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        output.seek(0)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} failed: {output.read().decode(errors='replace')[-2000:]}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return {"peak_mib": round(usage.ru_maxrss / 1024, 1), "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        launched = [sys.executable, "-I", "-S", LAUNCHER, str(figures), *command]
+        ended = subprocess.run(launched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {ended.stdout.decode(errors='replace')[-2000:]}")
+        return json.loads(figures.read_text())
 
 
 def measure_synthesis(count: int, folder: Path) -> dict:

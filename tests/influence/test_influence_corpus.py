@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import PartialState
@@ -158,6 +159,57 @@ def test_the_file_tells_where_its_scores_are_from(inputs, scored):
     of_checkpoint = ("adapter_config.json", "adapter_model.safetensors", "moments.safetensors")
     expected = {f"{checkpoint}/{name}" for checkpoint in ("a", "b") for name in of_checkpoint}
     assert hashed == expected | {"validation.jsonl", "samples.jsonl"}
+
+
+def write_shards(inputs, folder):
+    """The samples in shards of 12 and 8, as rubric_influence.streaming writes pairs, with one that cannot be used."""
+    folder.mkdir()
+    rows = [
+        {"id": sample.id, "question": sample.question, "answer": sample.answer, "problem": "", "slot": 0}
+        for sample in read_samples(inputs / "samples.jsonl")
+    ]
+    rows.insert(5, {"id": "unusable", "question": "", "answer": "", "problem": "no JSON object", "slot": 0})
+    parquet.write_table(pa.Table.from_pylist(rows[:13]), folder / "00000.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows[13:]), folder / "00001.parquet")
+    parquet.write_table(pa.Table.from_pylist([rows[5]]), folder / "00002.parquet")
+    return folder
+
+
+def test_a_folder_of_shards_is_scored_shard_by_shard_and_what_is_scored_is_left(inputs, tmp_path, monkeypatch):
+    shards, out = write_shards(inputs, tmp_path / "pairs"), tmp_path / "scores"
+    arguments = arrange(inputs, out, "--by", "topic")
+    arguments[arguments.index("--samples") + 1] = str(shards)
+    assert main(arguments) == 0
+    assert main(arrange(inputs, tmp_path / "whole.parquet", "--by", "topic")) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["00000.parquet", "00001.parquet"]  # the third has no pair
+    found = pd.concat(pd.read_parquet(file) for file in sorted(out.iterdir()))
+    whole = pd.read_parquet(tmp_path / "whole.parquet")
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), whole, atol=1e-5)  # other batches
+    # Again: only what changed since is scored.
+    shard = parquet.read_table(shards / "00001.parquet").slice(0, 3)
+    parquet.write_table(shard, shards / "00001.parquet")
+    before = (out / "00000.parquet").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (out / "00000.parquet").stat().st_mtime_ns == before
+    assert list(pd.read_parquet(out / "00001.parquet")["id"]) == shard.column("id").to_pylist()
+
+
+def test_what_is_no_folder_of_shards_is_told(inputs, tmp_path, capsys):
+    def refuse_shards(samples, out):
+        arguments = arrange(inputs, out)
+        arguments[arguments.index("--samples") + 1] = str(samples)
+        assert main(arguments) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "empty").mkdir()
+    assert "no *.parquet in" in refuse_shards(tmp_path / "empty", tmp_path / "scores")
+    shards = write_shards(inputs, tmp_path / "pairs")
+    (tmp_path / "file").write_text("")
+    assert "give --out a folder" in refuse_shards(shards, tmp_path / "file")
+    (shards / "00000.parquet").write_bytes(b"PAR1 no")
+    assert "00000.parquet is no shard of pairs" in refuse_shards(shards, tmp_path / "scores")
+    parquet.write_table(pa.table({"id": ["a"]}), shards / "00000.parquet")
+    assert "00000.parquet is no shard of pairs" in refuse_shards(shards, tmp_path / "scores")
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,22 @@ class Synthesis(Section):
     window: Count = 512  # documents at once where a corpus is synthesised into shards
 
 
+Check = Literal["near_duplicate", "exam_words", "exam_meaning", "personal_data", "language", "length"]
+
+
+class Quality(Section):
+    """What every pair of a final set is checked for (rubric_influence.screening). A flag alone removes nothing."""
+
+    remove: list[Check] = []  # pairs with one of these flags are left out of what is trained on and released
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.8  # Jaccard similarity to an earlier pair, by 3 words
+    exam_words: Annotated[int, Field(ge=4)] = 13  # consecutive words shared with a question of the exam
+    # Nearer to an exam question than this part of these are to their nearest other; null: not looked at.
+    exam_meaning: Fraction | None = 0.99
+    language: Annotated[str, Field(pattern="^[a-z]{2}$")] | None = None  # ISO 639-1; null: any
+    shortest: Count = 3  # words of question and answer together
+    longest: Count = 2000
+
+
 class Lora(Section):
     r: Count
     alpha: Count
@@ -288,6 +304,7 @@ class Config(Section):
     prompts: Prompts
     budget: Budget
     synthesis: Synthesis
+    quality: Quality = Quality()
     lora: Lora
     warmup: Warmup
     influence: Influence

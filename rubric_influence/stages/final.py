@@ -1,12 +1,16 @@
-"""Stage 7: every arm's training set, synthesised anew at one pair budget."""
+"""Stage 7: every arm's training set, synthesised anew at one pair budget, checked, and traced to what made it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rubric_influence.config import Config
 from rubric_influence.generation import Engine, open_engine
+from rubric_influence.influence.embeddings import embed
+from rubric_influence.influence.examples import Example
 from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import Journal, answers_path, scratch_folder
 from rubric_influence.layout import (
@@ -22,9 +26,20 @@ from rubric_influence.layout import (
 )
 from rubric_influence.ledger import Ledger
 from rubric_influence.metrics import write_metrics
+from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.quality import ContaminationIndex
-from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid, read_records, write_records
-from rubric_influence.scoring import VALIDATION, TargetScorer
+from rubric_influence.records import (
+    Document,
+    ExamItem,
+    QAPair,
+    Rubric,
+    content_id,
+    keep_valid,
+    read_records,
+    write_records,
+)
+from rubric_influence.scoring import GUARD, VALIDATION, TargetScorer
+from rubric_influence.screening import Embed, Flags, Screen, count_flags, remove_flagged
 from rubric_influence.synthesis import (
     PAIRS,
     RUBRICS,
@@ -38,7 +53,7 @@ from rubric_influence.synthesis import (
 
 
 def make_final_sets(config: Config) -> pd.DataFrame:
-    """Rubrics and pairs of every arm and seed, in data/final. Returns how many are valid, by arm and seed."""
+    """Rubrics and pairs of every arm and seed, in data/final. Returns how many are valid and kept, by arm and seed."""
     results = run_jobs(make_final_set, [(config, seed) for seed in config.seeds], config.machine)
     counts = {
         arm: {f"seed-{seed}": result[arm] for seed, result in zip(config.seeds, results, strict=True)}
@@ -58,6 +73,7 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
     journal = Journal(scratch_folder("final", *identity) / "answers.jsonl")
     ledger = Ledger(config.synthesis.budget_usd, config.synthesis.budget_tokens)
     kept = Journal(answers_path("final", seed))
+    scorer = TargetScorer(config, seed_folder(WARMUP, seed), exam, seed)
     sets = synthesise_arms(
         config,
         documents,
@@ -65,20 +81,62 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
             open_engine(spec, size, journal=kept, ledger=ledger, what=what)
             for spec, what in zip(specs, (PAIRS, RUBRICS, RUBRICS), strict=True)
         ),
-        TargetScorer(config, seed_folder(WARMUP, seed), exam, seed),
+        scorer,
         seed,
         journal,
         ledger,
     )
     write_metrics(journal.path.with_name("effort.json"), ledger.report_effort())
+    index, embedder = ContaminationIndex(exam), open_embedder(config)
+    teacher, untrained_mark, trained_mark = (fingerprint(spec) for spec in specs)
+    authors = {"initial": untrained_mark, "influence_filtered": untrained_mark, "optimised": trained_mark}
+    counts = {}
     for arm, (rubrics, pairs) in sets.items():
-        write_records(seed_folder(FINAL / arm, seed) / "rubrics.jsonl", rubrics)
-        write_records(seed_folder(FINAL / arm, seed) / "pairs.jsonl", pairs)
-    index = ContaminationIndex(exam)
-    return {
-        arm: {"rubrics": count_records(rubrics), "pairs": count_records(pairs), **describe_questions(pairs, index)}
-        for arm, (rubrics, pairs) in sets.items()
-    }
+        flags = Screen(config.quality, exam, embedder).check(pairs)
+        kept_pairs = remove_flagged(pairs, flags, config.quality.remove)
+        folder = seed_folder(FINAL / arm, seed)
+        write_records(folder / "rubrics.jsonl", rubrics)
+        write_records(folder / "pairs.jsonl", kept_pairs)
+        write_traces(folder / "traces.jsonl", pairs, flags, scorer)
+        # What records do not say by themselves; generator "" where no model wrote the rubrics.
+        write_metrics(
+            folder / "made_by.json",
+            {"seed": seed, "teacher": teacher, "generator": authors.get(arm, "")}
+            | {"prompts": content_id(config.prompts.model_dump_json()), "settings": identify(config.synthesis)},
+        )
+        counts[arm] = {
+            "rubrics": count_records(rubrics),
+            "pairs": count_records(pairs),
+            "quality": count_flags(kept_pairs, flags),
+            **describe_questions(kept_pairs, index),
+        }
+    return counts
+
+
+def open_embedder(config: Config) -> Embed | None:
+    """Texts -> unit embeddings [n, h] by the untuned target; None where no meanings are compared."""
+    if config.quality.exam_meaning is None:
+        return None
+    tokenizer, model = load_tokenizer(config.models.target), load_model(config.models.target)
+
+    def embed_texts(texts: Sequence[str]) -> np.ndarray:
+        encoded = tokenizer(list(texts), truncation=True, max_length=config.warmup.max_tokens)["input_ids"]
+        return embed(model, [Example(ids, ids) for ids in encoded], config.influence.batch_tokens).numpy()
+
+    return embed_texts
+
+
+def write_traces(path: Path, pairs: Sequence[QAPair], flags: Sequence[Flags], scorer: TargetScorer) -> None:
+    """One line a pair: its id, flags, and influence on the validation and guard questions (null if not valid)."""
+    valid = keep_valid(pairs)
+    scores = scorer([(pair.question, pair.answer) for pair in valid]) if valid else []
+    places = {name: scorer.names.index(name) for name in (VALIDATION, GUARD)}
+    rows = iter(scores)
+    with path.open("w", encoding="utf-8") as file:
+        for pair, found in zip(pairs, flags, strict=True):
+            row = None if pair.problem else next(rows)
+            influence = {name: None if row is None else float(row[place]) for name, place in places.items()}
+            file.write(json.dumps({"id": pair.id, "flags": found, "influence": influence}) + "\n")
 
 
 def describe_questions(pairs: Sequence[QAPair], index: ContaminationIndex) -> dict[str, int]:
@@ -146,7 +204,7 @@ def keep_best(pairs: Sequence[QAPair], scorer: TargetScorer, count: int) -> list
 
 def tabulate_counts(counts: dict[str, dict]) -> pd.DataFrame:
     rows = [
-        {"arm": arm, "seed": seed, "requested": c["pairs"]["requested"], "valid": c["pairs"]["valid"]}
+        {"arm": arm, "seed": seed, "requested": c["pairs"]["requested"], "valid": c["quality"]["kept"]}
         for arm, by_seed in counts.items()
         for seed, c in by_seed.items()
     ]

@@ -1,0 +1,131 @@
+"""Hostile input for every parser of model output and the loaders of text files: only a ValueError may come of it.
+
+    python -m benchmarks.fuzz --inputs 100000 --json FILE
+
+Inputs are hypothesis's, half of them grown around what a well-formed one looks like, the same for the same seed. A
+crash or a hang (an input that takes over ten seconds) ends the target's run and is written down with its input.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from rubric_influence.config import load_config
+from rubric_influence.corpus import read_documents
+from rubric_influence.exams import read_exam
+from rubric_influence.parsing import parse_pair, parse_rubric
+from rubric_influence.records import ExamItem, QAPair, read_records
+from rubric_influence.screening import find_personal_data
+from rubric_influence.streaming import stream_documents
+
+SLOWEST = 10.0  # seconds
+PIECES = ['{"question": "', '", "answer": "', '"}', '{"rubric": "', '{"text": "', '"options": ', "[", "]", "{", "}"]
+PIECES += [
+    ",",
+    ":",
+    "\n",
+    '"',
+    "\\",
+    "\\ud800",
+    "<think>",
+    "</think>",
+    "```",
+    "9" * 5000,
+    "null",
+    "1e999",
+    "NaN",
+    "\x00",
+]
+PIECES += [
+    '"document_id": ',
+    '"seed": ',
+    "question,a,b,c,d,A",
+    "&a ",
+    "*a",
+    "!!python/object",
+    "what is it ?",
+    "\ufeff",
+]
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=20).map("".join)
+BYTES = st.binary(max_size=200) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass"))
+
+
+def load(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
+    """Writes the input to a file of that name and reads it; a ValueError with a message is what a loader may raise."""
+
+    def run(content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(error), "a ValueError without a message"
+
+    return run
+
+
+TARGETS = {
+    "parse_rubric": (TEXTS, parse_rubric),
+    "parse_pair": (TEXTS, parse_pair),
+    "find_personal_data": (TEXTS, find_personal_data),
+    "documents .jsonl": (BYTES, load("d.jsonl", read_documents)),
+    "documents .json": (BYTES, load("d.json", read_documents)),
+    "documents .txt": (BYTES, load("d.txt", read_documents)),
+    "documents, streamed": (BYTES, load("d.jsonl", lambda path: list(stream_documents(path)))),
+    "exam pubmedqa": (BYTES, load("e.json", lambda path: read_exam(path, "pubmedqa"))),
+    "exam medqa": (BYTES, load("e.jsonl", lambda path: read_exam(path, "medqa"))),
+    "exam mmlu": (BYTES, load("e.csv", lambda path: read_exam(path, "mmlu"))),
+    "records of pairs": (BYTES, load("r.jsonl", lambda path: read_records(path, QAPair))),
+    "records of exam items": (BYTES, load("r.jsonl", lambda path: read_records(path, ExamItem))),
+    "profile": (BYTES, load("p.yaml", load_config)),
+}
+
+
+def fuzz(name: str, inputs: int) -> dict:
+    """How many inputs a target took, in how many seconds, and what was found ("" for nothing)."""
+    strategy, target = TARGETS[name]
+    count, slowest = 0, 0.0
+
+    @seed(0)
+    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def attack(value: object) -> None:
+        nonlocal count, slowest
+        began = time.monotonic()
+        target(value)
+        took = time.monotonic() - began
+        count, slowest = count + 1, max(slowest, took)
+        assert took < SLOWEST, f"{took:.0f} seconds"
+
+    began, finding = time.monotonic(), ""
+    try:
+        attack()
+    except Exception as error:  # whatever it is, it is what was looked for
+        finding = f"{type(error).__name__}: {error} {getattr(error, '__notes__', '')}"[:1000]
+    seconds = time.monotonic() - began
+    return {"inputs": count, "seconds": round(seconds, 1), "slowest": round(slowest, 3), "finding": finding}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=100_000, help="over all targets")
+    parser.add_argument("--json", type=Path)
+    given_ = parser.parse_args()
+    found = {}
+    for name in TARGETS:
+        found[name] = fuzz(name, -(-given_.inputs // len(TARGETS)))
+        print(name, found[name], flush=True)
+    found["total"] = {"inputs": sum(row["inputs"] for row in found.values())}
+    if given_.json:
+        given_.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

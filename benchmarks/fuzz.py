@@ -1,4 +1,4 @@
-"""Hostile input for every parser of model output and the loaders of text files: only a ValueError may come of it.
+"""Hostile input for every parser of model output and for the loaders of files: only a ValueError may come of it.
 
     python -m benchmarks.fuzz --inputs 100000 --json FILE
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from hypothesis import strategies as st
 from rubric_influence.config import load_config
 from rubric_influence.corpus import read_documents
 from rubric_influence.exams import read_exam
+from rubric_influence.influence.moments import load_moments
+from rubric_influence.influence.samples import read_shard
+from rubric_influence.journal import Journal, write_entry
 from rubric_influence.parsing import parse_pair, parse_rubric
 from rubric_influence.records import ExamItem, QAPair, read_records
 from rubric_influence.screening import find_personal_data
@@ -56,6 +60,21 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=20).map
 BYTES = st.binary(max_size=200) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
+# What begins and ends as a Parquet file does, or gives a header's length as safetensors does.
+FRAMED = st.binary(max_size=200).map(lambda content: b"PAR1" + content + b"PAR1") | TEXTS.map(
+    lambda text: (body := text.encode("utf-8", "surrogatepass"), len(body).to_bytes(8, "little") + body)[1]
+)
+DAMAGED_ENTRIES = st.tuples(st.text(max_size=20), st.integers(0, 200), st.binary(max_size=5)).map(
+    lambda drawn: (line := write_entry(drawn[0], {"text": drawn[0]}), line[: drawn[1]] + drawn[2] + line[drawn[1] :])[1]
+)
+
+
+def open_journal(path: Path) -> Journal:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged lines, as it should
+        return Journal(path)
+
+
 def load(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
     """Writes the input to a file of that name and reads it; a ValueError with a message is what a loader may raise."""
 
@@ -85,6 +104,9 @@ TARGETS = {
     "records of pairs": (BYTES, load("r.jsonl", lambda path: read_records(path, QAPair))),
     "records of exam items": (BYTES, load("r.jsonl", lambda path: read_records(path, ExamItem))),
     "profile": (BYTES, load("p.yaml", load_config)),
+    "answers' journal": (BYTES | DAMAGED_ENTRIES, load("j.jsonl", open_journal)),
+    "Parquet shard": (BYTES | FRAMED, load("s.parquet", read_shard)),
+    "moments": (BYTES | FRAMED, load("moments.safetensors", load_moments)),
 }
 
 

@@ -1,7 +1,7 @@
 """Every pair checked: repeated, the exam's, personal, in the wrong language, too short or long.
 
-A check only flags, with its reason; what is removed says the profile (`quality.remove`). Memory grows by about 2 kB a
-pair, for the index of near-duplicates; pairs may come in any number of batches.
+A check only flags, with its reason; what is removed says the profile (`quality.remove`). Memory grows by
+the index of near-duplicates; pairs may come in any number of batches.
 """
 
 import re

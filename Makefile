@@ -4,7 +4,7 @@
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make lab     open JupyterLab on the notebooks
 # make lint    check the style
-# make setup-peers   install what benchmarks/influence compares with into .venv-peers
+# make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
 # Another interpreter: make repro PYTHON=/path/to/python3.12

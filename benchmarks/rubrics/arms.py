@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.rubrics.preferences import train_by_preferences
+from benchmarks.rubrics.prompt_search import RubricSearch, search_rubrics
 from rubric_influence.config import Config
 from rubric_influence.generation import open_engine
 from rubric_influence.influence.embeddings import embed, embedding_similarity
@@ -16,7 +18,7 @@ from rubric_influence.scoring import TargetScorer
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 from rubric_influence.stages.final import synthesise_arms
 from rubric_influence.stages.warmup import choose_pairs
-from rubric_influence.synthesis import follow_rubrics, write_pairs, write_rubrics
+from rubric_influence.synthesis import deal_rubrics, follow_rubrics, write_pairs, write_rubrics
 
 # Arms of RL -> (rl.reward, what scores the pairs that its rubrics lead to).
 RL_ARMS = {
@@ -27,8 +29,11 @@ RL_ARMS = {
     "shuffled_reward": ("shuffled", "influence"),
     "random_reward": ("random", "influence"),
 }
+# Arms of DPO -> rl.reward, which ranks the rubrics of a group; pairs are scored by influence.
+DPO_ARMS = {"dpo": "influence", "dpo_set": "set_influence"}
 SELECTED = "similarity_filtered"  # the best half of twice as many initial pairs, by embedding similarity (RDS+)
-ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"))
+SEARCHED = "gepa"  # fixed rubrics that GEPA found
+ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"), *DPO_ARMS, SEARCHED)
 
 
 class SimilarityScorer:
@@ -75,14 +80,15 @@ class SeedRun:
         return write_pairs(self.teacher, tasks, self.config.prompts, self.config.synthesis, self.seed, self.journal)
 
     def open_trained(self, arm: str):
-        """The rubric generator after RL with an arm's reward, trained if it is not there."""
-        reward, kind = RL_ARMS[arm]
+        """The rubric generator after RL with an arm's reward, or after an arm's DPO, trained if it is not there."""
+        reward, kind = (DPO_ARMS[arm], "influence") if arm in DPO_ARMS else RL_ARMS[arm]
+        train = train_by_preferences if arm in DPO_ARMS else train_rubric_generator
         out = self.folder / "generators" / arm
         if not (out / "trajectories.jsonl").is_file():  # written last
             config = self.config.model_copy(update={"rl": self.config.rl.model_copy(update={"reward": reward})})
             scratch = self.folder / "scratch" / arm
             scratch.mkdir(parents=True, exist_ok=True)
-            train_rubric_generator(config, self.documents, self.teacher, self.open_score(kind), self.seed, out, scratch)
+            train(config, self.documents, self.teacher, self.open_score(kind), self.seed, out, scratch)
         spec = self.config.models.rubric_generator.model_copy(update={"path": str(out)})
         return open_engine(spec, self.config.synthesis.batch_size)
 
@@ -104,21 +110,30 @@ class SeedRun:
 
     def make_sets(self, arms: Iterable[str]) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
         """arm -> its rubrics and valid pairs; the pipeline's own arms are made by the pipeline's own code."""
-        trained = self.open_trained("optimised")
-        made = synthesise_arms(
-            *(self.config, self.documents, self.teacher, self.untrained, trained, self.scorer, self.seed, self.journal)
-        )
-        sets = {}
+        arms, made, sets = list(arms), {}, {}
+        if any(arm in TUNED_ARMS or arm == SELECTED for arm in arms):
+            models = (self.teacher, self.untrained, self.open_trained("optimised"))
+            made = synthesise_arms(self.config, self.documents, *models, self.scorer, self.seed, self.journal)
         for arm in arms:
             if arm == SELECTED:
                 rubrics, kept = made["influence_filtered"]
                 sets[arm] = rubrics, self.keep_similar(keep_valid(self.write_pairs(rubrics)), len(kept))
             elif arm in made:
                 sets[arm] = made[arm]
+            elif arm == SEARCHED:
+                rubrics = deal_rubrics(self.search(), arm, self.documents, self.config.budget.final_pairs)
+                sets[arm] = rubrics, self.write_pairs(rubrics)
             else:
                 generator = self.open_trained(arm)
                 sets[arm] = self.synthesise(generator, self.config.budget.final_pairs, self.seed + 7919)
         return {arm: (keep_valid(rubrics), keep_valid(pairs)) for arm, (rubrics, pairs) in sets.items()}
+
+    def search(self) -> list[str]:
+        """The rubrics that GEPA finds with as many teacher calls as RL makes. What was answered is kept."""
+        rl, count = self.config.rl, len(self.config.prompts.expert_rubrics)
+        calls = rl.steps * rl.documents_per_step * rl.group_size * rl.pairs_per_rubric
+        models, kept = (self.untrained, self.teacher, self.scorer), Journal(self.folder / "gepa.jsonl")
+        return search_rubrics(RubricSearch(self.config, self.documents, *models, self.seed, kept), count, calls)
 
     def keep_similar(self, pairs: list[QAPair], count: int) -> list[QAPair]:
         """The `count` pairs nearest to the validation questions, in their order."""

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rubric_influence.config import Config, load_config
+from rubric_influence.journal import scratch_folder
+from rubric_influence.lab.models import FAMILIES
 from rubric_influence.lab.world import load_field
+from rubric_influence.layout import fingerprint
 
 PROFILE = Path("params.yaml")
 LAB = Path("data/lab")
@@ -13,26 +16,30 @@ LAB = Path("data/lab")
 @dataclass(frozen=True)
 class Cell:
     field: str
-    target: str  # the architecture of the target's base; rubric generator and teacher are Qwen3's
-    teacher: str = "base"
+    target: str  # the architecture of the target's base; the rubric generator is always Qwen3's
+    teacher: str = "qwen3"  # of the teacher's base; Llama's are trained for longer, from Qwen3's
 
     def __str__(self) -> str:
-        return f"{self.field}/{self.target}"
+        return f"{self.field}/{self.target}" + (f"/{self.teacher}" if self.teacher != Cell.teacher else "")
 
 
 def parse_cell(text: str) -> Cell:
-    """The cell "FIELD/TARGET". Raises ValueError where there is no such field, or no base to start from."""
-    field, _, target = text.partition("/")
+    """The cell "FIELD/TARGET" or "FIELD/TARGET/TEACHER". Raises ValueError where there is none such, or no base."""
+    parts = text.split("/")
+    field, target, teacher = [*parts, Cell.teacher][:3] if len(parts) in (2, 3) else ("", "", "")
     known = sorted(path.stem for path in (LAB / "fields").glob("*.yaml"))
-    if field not in known or target not in ("qwen3", "llama"):
-        raise ValueError(f"cell {text!r} is not FIELD/TARGET with one of the fields {known} and target qwen3 or llama")
-    for family in ("qwen3", target):
+    if field not in known or target not in FAMILIES or teacher not in FAMILIES:
+        raise ValueError(
+            f"cell {text!r} is not FIELD/TARGET or FIELD/TARGET/TEACHER with one of the fields {known}, and target and "
+            f"teacher one of {list(FAMILIES)}"
+        )
+    for family in ("qwen3", target, teacher):
         if not (base := LAB / f"models/{field}-{family}").is_dir():
             raise ValueError(
                 f"cell {text!r} needs {base}, which is not there; make it: python -m rubric_influence.lab.pretraining "
                 f"--field {LAB / 'fields' / field}.yaml --family {family} --out {base}"
             )
-    return Cell(field, target)
+    return Cell(field, target, teacher)
 
 
 def configure(cell: Cell, changes: dict | None = None) -> Config:
@@ -50,8 +57,10 @@ def configure(cell: Cell, changes: dict | None = None) -> Config:
 
     profile = load_config(PROFILE).model_dump()
     profile["corpus"]["field"] = str(LAB / f"fields/{cell.field}.yaml")
-    target = {"path": str(LAB / f"models/{cell.field}-{cell.target}"), **plain}
-    profile["models"] = {"rubric_generator": writer, "teacher": writer, "target": target}
+    teacher, target = (
+        {"path": str(LAB / f"models/{cell.field}-{family}"), **plain} for family in (cell.teacher, cell.target)
+    )
+    profile["models"] = {"rubric_generator": writer, "teacher": teacher, "target": target}
     profile["prompts"] |= {
         "expert_rubrics": ask_for("multiple choice"),
         "privileged_rubrics": ask_for("short answer"),
@@ -59,3 +68,9 @@ def configure(cell: Cell, changes: dict | None = None) -> Config:
     for section, values in (changes or {}).items():
         profile[section] = profile[section] | values if isinstance(values, dict) else values
     return Config.model_validate(profile)
+
+
+def open_folder(config: Config) -> Path:
+    """Where a cell keeps its work, a folder a seed in it."""
+    models = [fingerprint(spec) for spec in (config.models.rubric_generator, config.models.target)]
+    return scratch_folder("rubrics", config, models)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.rubrics import __main__ as rubrics
-from benchmarks.rubrics.arms import ARMS, RL_ARMS, SELECTED
-from benchmarks.rubrics.cells import Cell, configure, parse_cell
+from benchmarks.rubrics import runs
+from benchmarks.rubrics.arms import ARMS, DPO_ARMS, RL_ARMS, SEARCHED, SELECTED
+from benchmarks.rubrics.cells import Cell, configure, open_folder, parse_cell
 from rubric_influence.config import load_config
 from rubric_influence.layout import TUNED_ARMS, UNTUNED
 
@@ -39,9 +40,13 @@ def test_the_profiles_of_the_lab_are_cells(project):
         assert configure(Cell(field, "qwen3")) == load_config(REPOSITORY / profile)
 
 
-@pytest.mark.parametrize("text", ["medicine", "botany/qwen3", "medicine/gpt", ""])
+@pytest.mark.parametrize(
+    "text", ["medicine", "botany/qwen3", "medicine/gpt", "medicine/qwen3/gpt", "medicine/qwen3/llama/", ""]
+)
 def test_what_is_no_cell_is_refused_with_the_cells_there_are(project, text):
-    with pytest.raises(ValueError, match="is not FIELD/TARGET with one of the fields .*'finance', 'history'"):
+    with pytest.raises(
+        ValueError, match="is not FIELD/TARGET or FIELD/TARGET/TEACHER with one of the fields .*'finance', 'history'"
+    ):
         parse_cell(text)
 
 
@@ -51,6 +56,10 @@ def test_every_field_of_the_lab_has_a_cell_for_both_targets(project):
             config = configure(parse_cell(f"{field}/{target}"))
             assert config.models.target.path == f"data/lab/models/{field}-{target}"
             assert config.models.teacher.path == f"data/lab/models/{field}-qwen3"
+            other = configure(parse_cell(f"{field}/{target}/llama"))
+            assert other.models.teacher.path == f"data/lab/models/{field}-llama"
+            assert other.models.rubric_generator == config.models.rubric_generator
+    assert str(parse_cell("law/llama/qwen3")) == "law/llama" and str(parse_cell("law/qwen3/llama")) == "law/qwen3/llama"
 
 
 def test_a_cell_without_its_base_says_how_to_make_it(project, monkeypatch, capsys):
@@ -65,45 +74,82 @@ def test_a_cell_without_its_base_says_how_to_make_it(project, monkeypatch, capsy
     assert "needs data/lab/models/law-qwen3, which is not there" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch):
-    monkeypatch.setattr(rubrics, "configure", lambda cell, changes=None: configure(cell, TINY))
-    monkeypatch.setattr(sys, "argv", ["rubrics", "--json", "found.json", "--cells", "medicine/qwen3"])
-    (project / "found.json").write_text(json.dumps({"cells": [{"field": "law", "target": "llama"}]}))
+def run_benchmark(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["rubrics", "--json", "found.json", *arguments])
     rubrics.main()
-    kept, cell = json.loads((project / "found.json").read_text())["cells"]
-    assert kept == {"field": "law", "target": "llama"}
-    assert (cell["field"], cell["target"], cell["teacher"], cell["seeds"]) == ("medicine", "qwen3", "base", 2)
-    assert {UNTUNED, *TUNED_ARMS, SELECTED, *RL_ARMS} == {UNTUNED, *ARMS} <= cell.keys()
-    for arm in (UNTUNED, *ARMS):
+    return json.loads(Path("found.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "configure", lambda cell, changes=None: configure(cell, TINY))
+    arms = [arm for arm in ARMS if arm != SEARCHED]
+    found = run_benchmark(monkeypatch, "--cells", "medicine/qwen3", "--arms", *arms)
+    (cell,) = found["cells"]
+    assert (cell["field"], cell["target"], cell["teacher"], cell["seeds"]) == ("medicine", "qwen3", "qwen3", 2)
+    assert {UNTUNED, *TUNED_ARMS, SELECTED, *RL_ARMS, *DPO_ARMS} == {UNTUNED, *arms} <= cell.keys()
+    for arm in (UNTUNED, *arms):
         row = cell[arm]
         assert len(row["accuracy"]) == 2 and row["ci95"][0] <= row["mean"] <= row["ci95"][1]
         assert row["ci_low_vs_initial"] == row["gain_over_initial"]["ci95"][0]
         # Where rubrics were written or dealt, what they ask about is known.
         assert ("topics_by_seed" in row) == (arm not in (UNTUNED, "no_rubric"))
-    gain = cell["optimised"]["mean"] - cell["paper_reward"]["mean"]
-    assert cell["optimised"]["gain_over_paper_reward"]["mean"] == pytest.approx(gain, abs=2e-4)
-    monkeypatch.setattr(rubrics, "SeedRun", None)  # nothing is left to be made
-    rubrics.main()
-    assert json.loads((project / "found.json").read_text())["cells"] == [kept, cell]
+    for other in ("paper_reward", "privileged_rubric", cell["best_baseline"]):
+        name = other if other in ("paper_reward", "privileged_rubric") else "best_baseline"
+        gain = cell["optimised"]["mean"] - cell[other]["mean"]
+        assert cell["optimised"][f"gain_over_{name}"]["mean"] == pytest.approx(gain, abs=2e-4)
+    # DPO asks the teacher as often as RL does.
+    for arm in ("optimised", *DPO_ARMS):
+        for kept in Path("scratch/rubrics").glob(f"*/seed-*/generators/{arm}/trajectories.jsonl"):
+            assert len(kept.read_text().splitlines()) == 1 * 2 * 4
+
+    # An entry is all that was ever finished, whatever is asked for now, and nothing of it is made again.
+    monkeypatch.setattr(runs, "SeedRun", None)
+    assert run_benchmark(monkeypatch, "--cells", "medicine/qwen3", "--arms", "initial") == found
+    monkeypatch.undo()
+
+    # The other target's generator is of use for this one, and this one's for the other.
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(runs, "configure", lambda cell, changes=None: configure(cell, TINY))
+    capsys.readouterr()
+    both = run_benchmark(monkeypatch, "--cells", "medicine/llama", "--arms", "initial")
+    assert both["cells"][0] == cell and both["cells"][1]["target"] == "llama"
+    assert {(e["from_target"], e["to_target"]) for e in both["transfer"]} == {("qwen3", "llama"), ("llama", "qwen3")}
+    for entry in both["transfer"]:
+        own = next(cell for cell in both["cells"] if cell["target"] == entry["to_target"])
+        assert (entry["initial_mean"], entry["own_target_mean"]) == (own["initial"]["mean"], own["optimised"]["mean"])
+        gain = entry["optimised_mean"] - entry["initial_mean"]
+        assert entry["gain_over_initial"]["mean"] == pytest.approx(gain, abs=2e-4)
+    printed = capsys.readouterr().out
+    assert "| medicine | qwen3 | llama |" in printed and "| optimised over |" in printed
 
 
-def test_the_table_has_a_column_a_cell_and_the_best_arm_first():
-    def make_entry(field, **means):
-        rows = {arm: {"mean": mean, "ci95": [mean - 0.05, mean + 0.05]} for arm, mean in means.items()}
-        return {"field": field, "target": "qwen3", **rows}
+def test_there_is_no_transfer_from_a_cell_that_was_not_run(project):
+    cells = Cell("medicine", "qwen3"), Cell("medicine", "llama")
+    assert runs.run_transfer(*cells, TINY) is None
+    origin = open_folder(configure(cells[0], TINY))
+    for seed in TINY["seeds"]:
+        generator = origin / f"seed-{seed}/generators/optimised"
+        generator.mkdir(parents=True)
+        (generator / "trajectories.jsonl").touch()
+    assert runs.run_transfer(*cells, TINY) is None  # the other has no results to stand beside it
 
-    table = rubrics.tabulate([make_entry("law", initial=0.3, optimised=0.5), make_entry("art", initial=0.25)])
-    assert table.splitlines() == [
-        "| arm | law, qwen3 | art, qwen3 |",
-        "| --- | --- | --- |",
-        "| optimised | 50.0 (45.0 to 55.0) |  |",
-        "| initial | 30.0 (25.0 to 35.0) | 25.0 (20.0 to 30.0) |",
-    ]
+
+def test_an_entry_takes_the_place_of_its_own_kind_alone():
+    old = [{"field": "law", "target": "qwen3", "teacher": teacher, "mean": 1} for teacher in ("qwen3", "llama")]
+    new = old[0] | {"mean": 2}
+    assert rubrics.replace_entry(old, new, rubrics.CELL) == [old[1], new]
+
+
+def test_without_its_package_the_prompt_optimiser_is_refused_and_says_what_to_do(project, monkeypatch, capsys):
+    monkeypatch.setattr(rubrics, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        run_benchmark(monkeypatch, "--arms", SEARCHED)
+    assert "make setup-peers, then run with .venv-peers/bin/python" in capsys.readouterr().err
 
 
 def test_arms_are_compared_on_the_same_seeds_and_questions(project):
     one, other = np.ones((2, 8), dtype=bool), np.tile([True, False], (2, 4))
-    found = rubrics.compare(one, other, configure(Cell("medicine", "qwen3"), TINY))
+    found = runs.compare(one, other, configure(Cell("medicine", "qwen3"), TINY))
     assert found["mean"] == 0.5 and 0 < found["ci95"][0] <= 0.5 <= found["ci95"][1] < 1
-    assert rubrics.compare(one, one, configure(Cell("medicine", "qwen3"), TINY)) == {"mean": 0.0, "ci95": [0.0, 0.0]}
+    assert runs.compare(one, one, configure(Cell("medicine", "qwen3"), TINY)) == {"mean": 0.0, "ci95": [0.0, 0.0]}

@@ -1,0 +1,120 @@
+"""What a matrix of cells says, in figures and in Markdown."""
+
+from collections.abc import Sequence
+
+from benchmarks.rubrics.arms import ARMS
+from rubric_influence.layout import UNTUNED
+
+BASELINE = "initial"
+LARGEST_FACTOR = 2.5  # by which a topic's share may exceed or fall below the mean share
+
+
+def name_column(cell: dict) -> str:
+    teacher = f", {cell['teacher']} teacher" if cell["teacher"] != "qwen3" else ""
+    return f"{cell['field']}, {cell['target']}{teacher}"
+
+
+def summarise_cells(cells: Sequence[dict]) -> dict:
+    """Over all cells that have what a figure takes:
+
+    arms: arm -> its mean accuracy, its mean gain over initial and how many cells it ran in.
+    optimised_over: what the optimised arm gains over an arm of the same cells: mean, lowest, and in how many cells the
+        95 % interval lies above 0 and below 0, for initial, paper_reward and privileged_rubric, and for the best
+        baseline: in each cell the best of all other arms but the privileged.
+    topics: topic shares of the optimised arm's rubrics over the mean share of the exam's topics, by cell and over all:
+        smallest and largest, of any topic and seed, and whether all are within LARGEST_FACTOR of it.
+    """
+    arms = {}
+    for arm in (UNTUNED, *ARMS):
+        if rows := [cell[arm] for cell in cells if arm in cell]:
+            mean, gain = average(row["mean"] for row in rows), average(row["gain_over_initial"]["mean"] for row in rows)
+            arms[arm] = {"mean": mean, "gain_over_initial": gain, "cells": len(rows)}
+    over = {}
+    for other in (BASELINE, "paper_reward", "privileged_rubric", "best_baseline"):
+        if gains := [gain for cell in cells if (gain := cell["optimised"].get(f"gain_over_{other}"))]:
+            over[other] = {
+                "mean": average(gain["mean"] for gain in gains),
+                "lowest": min(gain["mean"] for gain in gains),
+                "cells": len(gains),
+                "cells_above": sum(gain["ci95"][0] > 0 for gain in gains),
+                "cells_below": sum(gain["ci95"][1] < 0 for gain in gains),
+            }
+    topics = {name_column(cell): bound_topics(cell["optimised"]["topics_by_seed"]) for cell in cells}
+    bounds = [found for found in topics.values() if found]
+    overall = {
+        "smallest": min((found["smallest"] for found in bounds), default=None),
+        "largest": max((found["largest"] for found in bounds), default=None),
+        "cells_within_factor": sum(found["within_factor"] for found in bounds),
+    }
+    return {"cells": len(cells), "arms": arms, "optimised_over": over, "topics": overall, "topics_by_cell": topics}
+
+
+def average(values) -> float:
+    values = list(values)
+    return round(sum(values) / len(values), 4)
+
+
+def bound_topics(shares_by_seed: Sequence[dict[str, float]]) -> dict | None:
+    """The smallest and largest share of a topic over the mean share, of any seed; None where no topic was asked for."""
+    ratios = []
+    for shares in shares_by_seed:
+        if not (mean := sum(shares.values()) / len(shares)):
+            return None
+        ratios += [share / mean for share in shares.values()]
+    smallest, largest = round(min(ratios), 3), round(max(ratios), 3)
+    within = smallest >= 1 / LARGEST_FACTOR and largest <= LARGEST_FACTOR
+    return {"smallest": smallest, "largest": largest, "within_factor": within}
+
+
+def find_best_baseline(cell: dict) -> str:
+    """The most accurate arm of a cell beside the optimised one and the privileged, which knows the exam."""
+    return max(
+        (arm for arm in (UNTUNED, *ARMS) if arm in cell and arm not in ("optimised", "privileged_rubric")),
+        key=lambda arm: cell[arm]["mean"],
+    )
+
+
+def tabulate(cells: Sequence[dict]) -> str:
+    """Accuracy by arm, a column a cell, in Markdown: % with its interval; best arms of the first cell first."""
+    first = cells[0]
+    arms = [arm for arm in (UNTUNED, *ARMS) if any(arm in cell for cell in cells)]
+    arms.sort(key=lambda arm: -first[arm]["mean"] if arm in first else 0)
+    rows = [["arm", *map(name_column, cells)]]
+    for arm in arms:
+        row = [arm]
+        for cell in cells:
+            if arm in cell:
+                low, high = (100 * bound for bound in cell[arm]["ci95"])
+                row.append(f"{100 * cell[arm]['mean']:.1f} ({low:.1f} to {high:.1f})")
+            else:
+                row.append("")
+        rows.append(row)
+    return render(rows)
+
+
+def tabulate_summary(summary: dict) -> str:
+    """The gains of the optimised arm over all cells, and its topics, in Markdown."""
+    rows = [["optimised over", "mean, points", "lowest", "cells", "interval above 0", "interval below 0"]]
+    for other, found in summary["optimised_over"].items():
+        gains = [f"{100 * found[key]:+.1f}" for key in ("mean", "lowest")]
+        rows.append([other, *gains, *(str(found[key]) for key in ("cells", "cells_above", "cells_below"))])
+    topics = summary["topics"]
+    return (
+        f"{render(rows)}\n\nShare of a topic over the mean share, optimised: {topics['smallest']} to "
+        f"{topics['largest']}; within a factor of {LARGEST_FACTOR} in {topics['cells_within_factor']} of "
+        f"{summary['cells']} cells"
+    )
+
+
+def tabulate_transfer(transfer: Sequence[dict]) -> str:
+    """Accuracy on a target by what the generator was optimised for, a row a pair, in Markdown."""
+    rows = [["field", "optimised for", "used for", "initial", "optimised for the other", "optimised for this"]]
+    for entry in transfer:
+        means = [f"{100 * entry[key]:.1f}" for key in ("initial_mean", "optimised_mean", "own_target_mean")]
+        rows.append([entry["field"], entry["from_target"], entry["to_target"], *means])
+    return render(rows)
+
+
+def render(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

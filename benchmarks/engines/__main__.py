@@ -7,7 +7,7 @@ on.
 
 endpoint    throughput_over_bare: requests a second, over a bare asyncio load generator's at equal concurrency
 overhead    own_share: part of a synthesis run's time that is not the engine's
-vllm        in process, over transformers' generation
+vllm        throughput_over_transformers: tokens a second in process, over our transformers engine's
 """
 
 import argparse

@@ -14,7 +14,6 @@ from rubric_influence.lab.models import CHAT_TEMPLATE, build_model, build_tokeni
 from rubric_influence.lab.world import load_field
 from rubric_influence.models import load_model
 from rubric_influence.parsing import PairOutput, RubricOutput
-from rubric_influence.vllm_engine import VLLMEngine
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 SAMPLING = dict(seed=3, temperature=1.0, top_p=1.0, max_tokens=8)
@@ -244,27 +243,3 @@ def test_an_adapter_speaks_through_the_engine_under_a_name_of_its_own(lab, write
 def test_without_vllm_the_fix_is_named():
     with pytest.raises(ImportError, match=r"pip install .\[vllm\].*engine: transformers"):
         open_engine(ModelSpec(path="any/model", engine="vllm"), batch_size=1)
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: pip install .[vllm]")
-def test_vllm_gives_the_greedy_text_of_transformers_and_keeps_to_a_schema(subword, tmp_path):
-    tokenizer = subword[1]
-    torch.manual_seed(0)
-    model = build_model(tokenizer, hidden_size=128, layers=2).eval()  # vLLM has no kernel for narrower heads
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path)
-    spec = ModelSpec(path=str(tmp_path), dtype="float32", attention="eager", engine="vllm")
-    engine = VLLMEngine(spec, enforce_eager=True, max_model_len=256)
-    greedy = dict(seed=0, temperature=0.0, top_p=1.0, max_tokens=8)
-    slow = TransformersEngine(model, tokenizer, "wild", batch_size=4)
-    assert engine.generate(QUESTIONS, **greedy) == slow.generate(QUESTIONS, **greedy)
-    first = engine.generate(QUESTIONS, **SAMPLING)
-    assert engine.generate(QUESTIONS, **SAMPLING) == first
-    assert engine.generate(QUESTIONS, **SAMPLING | {"seed": 4}) != first
-    assert engine.generate([], **SAMPLING) == []
-    found = engine.generate(ask("a") * 50, seed=0, temperature=1.0, top_p=1.0, max_tokens=200, schema=RubricOutput)
-    for completion in found:
-        assert completion.text.startswith('{"rubric": "')
-        if completion.finished:
-            assert list(json.loads(completion.text)) == ["rubric"]

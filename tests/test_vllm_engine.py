@@ -1,4 +1,4 @@
-"""The engine in a process of its own against transformers in this one, and a real `vllm serve` on this machine."""
+"""The engine, in a process of its own, against transformers in this one."""
 
 import importlib.util
 import json

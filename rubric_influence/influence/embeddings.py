@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from rubric_influence.influence.examples import Example, collate
 from rubric_influence.influence.gradients import plan_batches
-from rubric_influence.influence.layers import device_of
 
 
 @torch.no_grad()
@@ -23,13 +22,14 @@ def embed(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> t
     h_i is the last layer's state after its norm, in eval mode.
     """
     backbone = find_backbone(model)
+    device = next(backbone.parameters()).device
     training, rows_of = backbone.training, plan_batches([len(e.input_ids) for e in examples], batch_tokens)
     found: dict[int, torch.Tensor] = {}
     backbone.eval()
     try:
         for rows in rows_of:
             batch = collate([examples[row] for row in rows], pad_token_id=0)
-            inputs = {key: batch[key].to(device_of(model)) for key in ("input_ids", "attention_mask")}
+            inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
             states = backbone(**inputs, use_cache=False).last_hidden_state.float()
             weights = inputs["attention_mask"].cumsum(dim=1) * inputs["attention_mask"]
             means = torch.einsum("bs,bsh->bh", weights.float(), states)

@@ -3,6 +3,7 @@
 A process that was started alone is the first of one, and nothing here does anything to it.
 """
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,8 @@ def open_state() -> PartialState:
     On the CPU where there is no GPU, or accelerate is told so.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    if cpu:  # else accelerate numbers it, and torch.load knows no device "cpu:0"; the trainer asks accelerate anew
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return PartialState(cpu=cpu, timeout=timedelta(days=1))  # processes wait for the slowest
 
 

@@ -62,11 +62,11 @@ class WatchWindows(TrainerCallback):
     """Looks at the window that ends with every checkpoint.
 
     It stops a run whose guard diverges, and, where there are dev questions to choose by, marks the checkpoint that ends
-    the window of the highest utility along them as the trainer's best, which it then keeps. `read_scores` gives the
-    influence of the valid pairs of the steps from one to before another, [pairs, directions].
+    the window of the highest utility along them as the trainer's best, which it then keeps. `read_scores` gives, for
+    the steps at which windows end, the influence of each window's valid pairs, [pairs, directions].
     """
 
-    def __init__(self, read_scores: Callable[[int, int], torch.Tensor], dev_served: ServedDirections | None):
+    def __init__(self, read_scores: Callable[[Sequence[int]], list[torch.Tensor]], dev_served: ServedDirections | None):
         self.read_scores, self.dev_served = read_scores, dev_served
 
     def on_step_end(
@@ -75,7 +75,7 @@ class WatchWindows(TrainerCallback):
         if not control.should_save:
             return control
         ends = [*range(args.save_steps, state.global_step, int(args.save_steps)), state.global_step]
-        scores = [self.read_scores(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        scores = self.read_scores(ends)
         if self.dev_served and len(scores[-1]):
             utility = measure_dev(scores[-1], next(found for found in scores if len(found)), self.dev_served)
             if state.best_metric is None or utility > state.best_metric:

@@ -25,7 +25,8 @@ from pyarrow import parquet
 from rubric_influence.config import Config, load_config
 from rubric_influence.layout import EXAM, METRICS
 from rubric_influence.records import ExamItem, QAPair, read_records
-from rubric_influence.screening import Screen, remove_flagged
+from rubric_influence.screening import REMOVED, Screen, remove_flagged
+from rubric_influence.synthesis import FAILED
 from rubric_influence.trace import trace_set
 
 TEXTS = ("id", "question", "answer", "document_id", "document_source", "rubric_id", "rubric", "rubric_author")
@@ -90,10 +91,9 @@ def list_shards(folder: Path, config: Config, exam: list[ExamItem], counts: Coun
 
 def name_problem(problem: str) -> str:
     """What a pair that is left out counts as."""
-    for start in ("request failed", "removed: "):
-        if problem.startswith(start):
-            return "failed" if start == "request failed" else "removed: " + problem[len(start) :].split(":")[0]
-    return "invalid"
+    if problem.startswith(REMOVED):
+        return REMOVED + problem.removeprefix(REMOVED).split(":")[0]
+    return "failed" if problem.startswith(FAILED) else "invalid"
 
 
 def write_release(out: Path, batches: Iterable[list[dict]], counts: Counter, licence: str, config: Config) -> Path:

@@ -41,7 +41,7 @@ from rubric_influence.rewards import (
     reward_set_influence,
     shuffle_influence,
 )
-from rubric_influence.sft import build_lora, find_whole_checkpoint
+from rubric_influence.sft import build_lora, find_whole_checkpoint, share_arguments
 
 SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was served
 
@@ -176,15 +176,17 @@ class RubricReward:
                 scores_nk, valid_n = stack_pairs(batch, self.config.rl.pairs_per_rubric)
                 self.served = self.served.update(select_groups(scores_nk, self.dev_directions), valid_n)
 
-    def read_scores(self, start: int, end: int) -> torch.Tensor:
-        """The influence of all valid pairs of the steps from `start` to before `end`, [pairs, directions]."""
-        scores_nk = None
+    def read_scores(self, ends: Sequence[int]) -> list[torch.Tensor]:
+        """The influence of all valid pairs of each window, [pairs, directions]; a window lasts to before its end."""
+        windows = None
         if open_state().is_main_process:
-            lines = self.log.read_bytes().splitlines()
-            rows = [row for row in map(json.loads, lines) if start <= row["step"] < end]
-            scores_nk, valid_n = stack_pairs(rows, self.config.rl.pairs_per_rubric)
-            scores_nk = scores_nk[valid_n]
-        return broadcast(scores_nk)
+            rows = [json.loads(line) for line in self.log.read_bytes().splitlines()]
+            windows = []
+            for start, end in zip([0, *ends], ends, strict=False):
+                batch = [row for row in rows if start <= row["step"] < end]
+                scores_nk, valid_n = stack_pairs(batch, self.config.rl.pairs_per_rubric)
+                windows.append(scores_nk[valid_n])
+        return broadcast(windows)
 
 
 def select_groups(scores_nk: torch.Tensor, dev_directions: int) -> torch.Tensor:
@@ -239,7 +241,6 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
     Raises ValueError for a batch that the processes cannot share.
     """
     settings = config.rl
-    gpu = torch.cuda.is_available()
     batch = settings.documents_per_step * settings.group_size
     at_once, accumulated = share_batch(batch, settings.micro_batch, "documents_per_step * group_size")
     vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
@@ -253,25 +254,18 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
         ddp_find_unused_parameters=False,  # every one is used
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
-        max_grad_norm=1.0,
         temperature=settings.temperature,
         beta=settings.kl,
         chat_template_kwargs=TEMPLATE_OPTIONS,
         loss_type=settings.loss,
         scale_rewards=settings.scale_rewards,
         max_completion_length=config.synthesis.max_rubric_tokens,
-        bf16=gpu,
-        gradient_checkpointing=gpu,
-        use_cpu=not gpu,
-        seed=seed,
-        data_seed=seed,
         logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
         save_steps=settings.save_every,
         save_total_limit=1,
         vllm_server_host="127.0.0.1",  # TRL's own default listens to every network
         **vllm,
+        **share_arguments(seed),
     )
 
 

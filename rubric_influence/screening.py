@@ -1,7 +1,7 @@
 """Every pair checked: repeated, the exam's, personal, in the wrong language, too short or long.
 
-A check only flags, with its reason; what is removed says the profile (`quality.remove`). Memory grows by
-the index of near-duplicates; pairs may come in any number of batches.
+A check only flags, with its reason; what is removed says the profile (`quality.remove`). Pairs may come in any
+number of batches: memory holds the index of near-duplicates.
 """
 
 import re
@@ -65,10 +65,8 @@ class LanguageCheck:
     """Tells texts that are surely in another language than the one expected (ISO 639-1)."""
 
     def __init__(self, language: str):
-        self.language, self.identifier = (
-            language,
-            LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True),
-        )
+        self.language = language
+        self.identifier = LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
         if language not in self.identifier.labels:
             raise ValueError(f"quality.language is {language!r}, expected one of {sorted(self.identifier.labels)}")
 

@@ -104,6 +104,21 @@ class SharingTrainer(SFTTrainer):
         return FilledSampler(super()._get_train_sampler(dataset.select(range(blank))), blank, self._train_batch_size)
 
 
+def share_arguments(seed: int) -> dict:
+    """What all of TRL's trainers are given here: precision and device by what the machine has, seeds, silence."""
+    gpu = torch.cuda.is_available()
+    return {
+        "bf16": gpu,  # CPUs without bf16 units are twenty times slower at it
+        "gradient_checkpointing": gpu,
+        "use_cpu": not gpu,
+        "seed": seed,
+        "data_seed": seed,
+        "max_grad_norm": 1.0,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
 def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
     """TRL's arguments for a fine-tuning section: loss on the answer alone, a checkpoint an epoch.
 
@@ -124,20 +139,13 @@ def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
         adam_beta2=settings.adam_betas[1],
         adam_epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
         max_length=settings.max_tokens,
         train_sampling_strategy="group_by_length",  # batches of like length: less padding to compute
         completion_only_loss=True,
-        gradient_checkpointing=torch.cuda.is_available(),
-        bf16=torch.cuda.is_available(),  # CPUs without bf16 units are twenty times slower at it
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
         logging_steps=0.1,  # ten lines a run
-        disable_tqdm=True,
-        report_to="none",
         save_strategy="epoch",
         save_total_limit=1,
+        **share_arguments(seed),
     )
 
 

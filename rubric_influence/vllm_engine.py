@@ -1,6 +1,6 @@
 """vLLM as a text engine: in this process, for servers with a GPU (generation.py states what every engine does).
 
-Its build for CPUs is the same source, so that what is tested without a GPU is the engine itself: docs/vllm.md.
+Its build for CPUs is the same source, so that what is tested without a GPU is the engine itself.
 """
 
 import os

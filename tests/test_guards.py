@@ -57,7 +57,11 @@ def test_dev_utility_reads_the_directions_before_the_guards_in_the_first_windows
 
 def watch(scores, dev_served=None, save_steps=2, until=6):
     """A trainer's state and the steps it stopped at; `scores` by step, one window each `save_steps`."""
-    callback = WatchWindows(lambda start, end: torch.cat(scores[start:end]), dev_served)
+
+    def read_scores(ends):
+        return [torch.cat(scores[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+    callback = WatchWindows(read_scores, dev_served)
     state, stopped = TrainerState(), []
     for step in range(1, until + 1):
         state.global_step = step

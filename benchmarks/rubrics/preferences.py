@@ -23,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
@@ -35,6 +34,7 @@ from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_rubric
 from rubric_influence.records import Document
 from rubric_influence.rl import RubricReward, Score
+from rubric_influence.sft import share_arguments
 
 
 @dataclass(frozen=True)
@@ -132,24 +132,16 @@ def tune(spec: ModelSpec, preferences: list[dict], settings: Settings, seed: int
         raise ValueError("no document has two rubrics of different reward: DPO has nothing to learn from")
     tokenizer = load_tokenizer(spec)
     tokenizer.padding_side = "right"
-    gpu = torch.cuda.is_available()
     arguments = DPOConfig(
         output_dir=str(scratch),
         num_train_epochs=1,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
-        max_grad_norm=1.0,
         beta=settings.beta,
-        bf16=gpu,
-        gradient_checkpointing=gpu,
-        use_cpu=not gpu,
-        seed=seed,
-        data_seed=seed,
         logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
         save_strategy="no",
+        **share_arguments(seed),
     )
     trainer = DPOTrainer(
         load_model(spec),

@@ -12,65 +12,31 @@ import json
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
-from http import HTTPStatus
+from dataclasses import asdict
 from urllib.parse import urlsplit
 
 import numpy as np
 import openai
 from anyio.from_thread import start_blocking_portal
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel
 from tqdm import tqdm
 
+from rubric_influence.chat import Fault, read_answer, read_refusal
 from rubric_influence.config import LOOPBACK, ModelSpec
 from rubric_influence.generation import Completion, Conversation, name_model
 from rubric_influence.journal import Journal
 from rubric_influence.ledger import Ledger
-from rubric_influence.parsing import MAX_OUTPUT_CHARACTERS
 from rubric_influence.records import content_id
-from rubric_influence.throttle import Window, choose_backoff, read_retry_after
+from rubric_influence.throttle import Window, choose_backoff
 
 MAX_BODY_BYTES = 8 << 20  # of a response; a larger one is no answer
 RESERVE_BYTES = 4 << 20  # of the disk, for the answers that are under way when it fills up
 MOST_FAILURES_IN_A_ROW = 20  # requests given up without one answer in between: the server is gone
-CONGESTION = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-PASSING = CONGESTION | {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}  # and whatever is 500 or above
 
 
 class EndpointError(Exception):
     """The endpoint cannot be used as it is; what was answered is kept."""
-
-
-class Message(BaseModel):
-    content: str | None = None
-
-
-class Choice(BaseModel):
-    message: Message
-    finish_reason: str | None = None
-
-
-class Tokens(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class Answer(BaseModel):
-    """The part of a chat completion that is read; a server may send more."""
-
-    choices: list[Choice] = Field(min_length=1)
-    usage: Tokens | None = None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A try that gave no answer. `passing`: it may go well another time."""
-
-    reason: str
-    passing: bool = True
-    congestion: bool = False
-    wait: float = 0.0  # seconds that the server asks for
 
 
 class EndpointEngine:
@@ -289,36 +255,14 @@ class Call:
         except (TimeoutError, openai.APITimeoutError):
             return Fault(f"no answer in {self.endpoint.timeout:g} s", congestion=True)
         except openai.APIStatusError as error:
-            return self.read_refusal(error)
+            return read_refusal(error, self.key)
         except openai.APIConnectionError as error:
             return Fault(f"the connection failed ({type(error.__cause__ or error).__name__})")
         except openai.OpenAIError as error:
             return Fault(f"no answer ({type(error).__name__})")
         except Exception as error:  # of the HTTP library, while the body is read: cut off, wrongly encoded
             return Fault(f"the response broke off ({type(error).__name__})")
-        return self.read_answer(b"".join(parts))
-
-    def read_refusal(self, error: openai.APIStatusError) -> Fault:
-        status, message = error.status_code, " ".join(str(error.message).split())[:300]
-        if self.key:
-            message = message.replace(self.key, "***")  # some servers repeat it
-        spent = status == HTTPStatus.TOO_MANY_REQUESTS and error.code == "insufficient_quota"
-        passing = (status in PASSING or status >= 500) and not spent
-        wait = read_retry_after(error.response.headers)
-        return Fault(f"HTTP {status}" if passing else f"HTTP {status}: {message}", passing, status in CONGESTION, wait)
-
-    def read_answer(self, content: bytes) -> Completion | Fault:
-        try:
-            answer = Answer.model_validate_json(content)
-        except ValidationError:
-            return Fault("a response that is no chat completion")
-        if answer.usage is None:
-            if self.engine.ledger.has_limit:
-                return Fault("HTTP 200, but no token usage, so no budget can be kept; remove the budget", passing=False)
-            answer.usage = Tokens()
-        choice, usage = answer.choices[0], answer.usage
-        text = (choice.message.content or "")[:MAX_OUTPUT_CHARACTERS]
-        return Completion(text, usage.prompt_tokens, usage.completion_tokens, choice.finish_reason == "stop")
+        return read_answer(b"".join(parts), needs_usage=self.engine.ledger.has_limit)
 
     def explain(self, fault: Fault) -> str:
         return (

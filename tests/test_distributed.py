@@ -19,7 +19,7 @@ from rubric_influence.distributed import PROCESS_STRIDE, share_batch
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.records import write_records
 from rubric_influence.rewards import reward_set_influence
-from rubric_influence.rl import select_groups, stack_pairs
+from rubric_influence.rubric_reward import select_groups, stack_pairs
 from rubric_influence.scoring import TargetScorer
 from rubric_influence.stages.warmup import warm_up_target
 
@@ -30,7 +30,7 @@ KILLED = """
 import os, signal, sys
 from accelerate import PartialState
 from rubric_influence import launch
-from rubric_influence.rl import RubricReward
+from rubric_influence.rubric_reward import RubricReward
 
 score_pairs = RubricReward.score_pairs
 

@@ -9,8 +9,8 @@ with random numbers; DPO on preferences by influence; fixed rubrics that GEPA fo
 similarity. Then the rubric generators that two cells of one field optimised for different targets change places.
 Accuracies are means over three seeds, with paired bootstrap intervals over seeds and questions.
 
-Writes FILE and prints tables in Markdown. What is finished is kept in scratch/rubrics, and FILE's other cells stay:
-cells can be run one by one, and arm by arm: an entry holds every arm that was ever finished for its cell.
+Writes FILE and prints tables in Markdown. What is finished is kept in scratch/rubrics, and what FILE holds stays:
+cells can be run one by one, and arm by arm. An arm that FILE has already and that is run again must come out the same.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.rubrics.arms import ARMS, SEARCHED
 from benchmarks.rubrics.cells import Cell, parse_cell
 from benchmarks.rubrics.prompt_search import PACKAGE_NEEDED
 from benchmarks.rubrics.runs import run_cell, run_transfer
-from benchmarks.rubrics.summary import BASELINE, summarise_cells, tabulate, tabulate_summary, tabulate_transfer
+from benchmarks.rubrics.summary import BASELINE, summarise_cells, tabulate_all
 from rubric_influence.layout import UNTUNED
 from rubric_influence.metrics import write_metrics
 
@@ -53,20 +53,21 @@ def main() -> None:
         cells = [parse_cell(text) for text in arguments.cells]
     except ValueError as error:
         parser.error(str(error))
-    # The baselines of every comparison are always there.
-    arms = tuple(arm for arm in (UNTUNED, *ARMS) if arm in (UNTUNED, BASELINE, "optimised", *arguments.arms))
+    # Every comparison is with these.
+    arms = tuple(arm for arm in (UNTUNED, *ARMS) if arm in (UNTUNED, BASELINE, *arguments.arms))
     written = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.is_file() else {}
     entries, transfer = written.get("cells", []), written.get("transfer", [])
 
     def write() -> dict:
-        summary = summarise_cells(entries)
-        found = {"machine": describe_machine(1), "cells": entries, "transfer": transfer, "summary": summary}
+        machine, summary = describe_machine(1), summarise_cells(entries)
+        found = {"machine": machine, "cells": entries, "transfer": transfer, "summary": summary}
         write_metrics(arguments.json, found)
-        return summary
+        return found
 
     for cell in cells:
         print(f"cell {cell}: {len(arms)} arms", file=sys.stderr, flush=True)
-        entries = replace_entry(entries, run_cell(cell, arms), CELL)
+        kept = next((entry for entry in entries if Cell(*(entry[name] for name in CELL)) == cell), None)
+        entries = replace_entry(entries, run_cell(cell, arms, kept=kept), CELL)
         write()
         for entry in entries:
             other = Cell(*(entry[name] for name in CELL))
@@ -74,10 +75,8 @@ def main() -> None:
                 for pair in ((cell, other), (other, cell)):
                     if moved := run_transfer(*pair):
                         transfer = replace_entry(transfer, moved, PAIR)
-        write()
-    print(tabulate(entries), tabulate_summary(write()), sep="\n\n")
-    if transfer:
-        print(f"\n{tabulate_transfer(transfer)}")
+        found = write()
+    print(tabulate_all(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from rubric_influence.influence.embeddings import embed, embedding_similarity
 from rubric_influence.journal import Journal
 from rubric_influence.layout import TUNED_ARMS
 from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid
-from rubric_influence.rl import Score, train_rubric_generator
+from rubric_influence.rl import train_rubric_generator
+from rubric_influence.rubric_reward import Score
 from rubric_influence.scoring import TargetScorer
 from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
 from rubric_influence.stages.final import synthesise_arms
@@ -112,7 +113,8 @@ class SeedRun:
         """arm -> its rubrics and valid pairs; the pipeline's own arms are made by the pipeline's own code."""
         arms, made, sets = list(arms), {}, {}
         if any(arm in TUNED_ARMS or arm == SELECTED for arm in arms):
-            models = (self.teacher, self.untrained, self.open_trained("optimised"))
+            trained = self.open_trained("optimised") if "optimised" in arms else None
+            models = (self.teacher, self.untrained, trained)
             made = synthesise_arms(self.config, self.documents, *models, self.scorer, self.seed, self.journal)
         for arm in arms:
             if arm == SELECTED:

@@ -33,7 +33,7 @@ from rubric_influence.models import load_model, load_tokenizer
 from rubric_influence.progress import show_progress
 from rubric_influence.prompts import ask_rubric
 from rubric_influence.records import Document
-from rubric_influence.rl import RubricReward, Score
+from rubric_influence.rubric_reward import RubricReward, Score
 from rubric_influence.sft import share_arguments
 
 

@@ -20,7 +20,7 @@ from rubric_influence.config import Config
 from rubric_influence.generation import Engine
 from rubric_influence.journal import Journal
 from rubric_influence.records import Document, Rubric
-from rubric_influence.rl import Score
+from rubric_influence.rubric_reward import Score
 from rubric_influence.synthesis import write_pairs, write_rubrics
 
 MINIBATCH = 8  # documents; every rubric of a candidate is used on at least one

@@ -1,6 +1,14 @@
-"""What a matrix of cells says, in figures and in Markdown."""
+"""What a matrix of cells says, in figures and in Markdown.
 
+    python -m benchmarks.rubrics.summary FILE
+
+prints the tables of what `python -m benchmarks.rubrics` wrote to FILE.
+"""
+
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks.rubrics.arms import ARMS
 from rubric_influence.layout import UNTUNED
@@ -17,7 +25,8 @@ def name_column(cell: dict) -> str:
 def summarise_cells(cells: Sequence[dict]) -> dict:
     """Over all cells that have what a figure takes:
 
-    arms: arm -> its mean accuracy, its mean gain over initial and how many cells it ran in.
+    arms: arm -> its mean accuracy, its mean gain over initial, in how many cells it ran, in how many of them the gain's
+        95 % interval lies above 0 and below 0, and by how much the optimised arm is ahead of it.
     optimised_over: what the optimised arm gains over an arm of the same cells: mean, lowest, and in how many cells the
         95 % interval lies above 0 and below 0, for initial, paper_reward and privileged_rubric, and for the best
         baseline: in each cell the best of all other arms but the privileged.
@@ -27,19 +36,23 @@ def summarise_cells(cells: Sequence[dict]) -> dict:
     arms = {}
     for arm in (UNTUNED, *ARMS):
         if rows := [cell[arm] for cell in cells if arm in cell]:
-            mean, gain = average(row["mean"] for row in rows), average(row["gain_over_initial"]["mean"] for row in rows)
-            arms[arm] = {"mean": mean, "gain_over_initial": gain, "cells": len(rows)}
+            gains = [row["gain_over_initial"] for row in rows]
+            compared = [cell for cell in cells if arm in cell and "optimised" in cell]
+            ahead = [cell["optimised"]["mean"] - cell[arm]["mean"] for cell in compared]
+            arms[arm] = {
+                "mean": average(row["mean"] for row in rows),
+                "gain_over_initial": average(gain["mean"] for gain in gains),
+                **count_cells(gains),
+                "optimised_ahead": average(ahead) if ahead else None,
+            }
     over = {}
     for other in (BASELINE, "paper_reward", "privileged_rubric", "best_baseline"):
-        if gains := [gain for cell in cells if (gain := cell["optimised"].get(f"gain_over_{other}"))]:
-            over[other] = {
-                "mean": average(gain["mean"] for gain in gains),
-                "lowest": min(gain["mean"] for gain in gains),
-                "cells": len(gains),
-                "cells_above": sum(gain["ci95"][0] > 0 for gain in gains),
-                "cells_below": sum(gain["ci95"][1] < 0 for gain in gains),
-            }
-    topics = {name_column(cell): bound_topics(cell["optimised"]["topics_by_seed"]) for cell in cells}
+        if gains := [gain for cell in cells if (gain := cell.get("optimised", {}).get(f"gain_over_{other}"))]:
+            means = [gain["mean"] for gain in gains]
+            over[other] = {"mean": average(means), "lowest": min(means), **count_cells(gains)}
+    topics = {
+        name_column(cell): bound_topics(cell["optimised"]["topics_by_seed"]) for cell in cells if "optimised" in cell
+    }
     bounds = [found for found in topics.values() if found]
     overall = {
         "smallest": min((found["smallest"] for found in bounds), default=None),
@@ -47,6 +60,11 @@ def summarise_cells(cells: Sequence[dict]) -> dict:
         "cells_within_factor": sum(found["within_factor"] for found in bounds),
     }
     return {"cells": len(cells), "arms": arms, "optimised_over": over, "topics": overall, "topics_by_cell": topics}
+
+
+def count_cells(gains: Sequence[dict]) -> dict[str, int]:
+    above, below = sum(gain["ci95"][0] > 0 for gain in gains), sum(gain["ci95"][1] < 0 for gain in gains)
+    return {"cells": len(gains), "cells_above": above, "cells_below": below}
 
 
 def average(values) -> float:
@@ -74,6 +92,28 @@ def find_best_baseline(cell: dict) -> str:
     )
 
 
+def tabulate_all(found: dict) -> str:
+    """Everything that the JSON file says, in Markdown."""
+    cells = [cell for cell in found["cells"] if "optimised" in cell]
+    parts = [tabulate_cells(cells), tabulate_summary(found["summary"]), tabulate(found["cells"])]
+    return "\n\n".join(parts + ([tabulate_transfer(found["transfer"])] if found["transfer"] else []))
+
+
+def tabulate_cells(cells: Sequence[dict]) -> str:
+    """How the optimised arm does, a row a cell, in Markdown: accuracies in %, gains in points."""
+    arms = ("initial", "paper_reward", "optimised", "privileged_rubric")
+    rows = [["cell", *arms, "optimised over initial", "over the best baseline", "which is"]]
+    for cell in cells:
+        means = [f"{100 * cell[arm]['mean']:.1f}" if arm in cell else "" for arm in arms]
+        gains = []
+        for other in ("initial", "best_baseline"):
+            gain = cell["optimised"][f"gain_over_{other}"]
+            low, high = (100 * bound for bound in gain["ci95"])
+            gains.append(f"{100 * gain['mean']:+.1f} ({low:+.1f} to {high:+.1f})")
+        rows.append([name_column(cell), *means, *gains, cell["best_baseline"]])
+    return render(rows)
+
+
 def tabulate(cells: Sequence[dict]) -> str:
     """Accuracy by arm, a column a cell, in Markdown: % with its interval; best arms of the first cell first."""
     first = cells[0]
@@ -93,14 +133,20 @@ def tabulate(cells: Sequence[dict]) -> str:
 
 
 def tabulate_summary(summary: dict) -> str:
-    """The gains of the optimised arm over all cells, and its topics, in Markdown."""
+    """The gains of the optimised arm over all cells, its topics, and how every arm does, in Markdown."""
+    counted = ("cells", "cells_above", "cells_below")
     rows = [["optimised over", "mean, points", "lowest", "cells", "interval above 0", "interval below 0"]]
     for other, found in summary["optimised_over"].items():
         gains = [f"{100 * found[key]:+.1f}" for key in ("mean", "lowest")]
-        rows.append([other, *gains, *(str(found[key]) for key in ("cells", "cells_above", "cells_below"))])
+        rows.append([other, *gains, *(str(found[key]) for key in counted)])
+    arms = [["arm", "accuracy", "over initial", "cells", "interval above 0", "interval below 0", "optimised ahead by"]]
+    for arm, found in sorted(summary["arms"].items(), key=lambda row: -row[1]["mean"]):
+        ahead = "" if found["optimised_ahead"] is None else f"{100 * found['optimised_ahead']:+.1f}"
+        gain = f"{100 * found['gain_over_initial']:+.1f}"
+        arms.append([arm, f"{100 * found['mean']:.1f}", gain, *(str(found[key]) for key in counted), ahead])
     topics = summary["topics"]
     return (
-        f"{render(rows)}\n\nShare of a topic over the mean share, optimised: {topics['smallest']} to "
+        f"{render(rows)}\n\n{render(arms)}\n\nShare of a topic over the mean share, optimised: {topics['smallest']} to "
         f"{topics['largest']}; within a factor of {LARGEST_FACTOR} in {topics['cells_within_factor']} of "
         f"{summary['cells']} cells"
     )
@@ -118,3 +164,7 @@ def tabulate_transfer(transfer: Sequence[dict]) -> str:
 def render(rows: Sequence[Sequence[str]]) -> str:
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(tabulate_all(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

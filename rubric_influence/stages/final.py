@@ -157,13 +157,13 @@ def synthesise_arms(
     documents: Sequence[Document],
     teacher: Engine,
     untrained: Engine,
-    trained: Engine,
+    trained: Engine | None,
     scorer: TargetScorer,
     seed: int,
     journal: Journal,
     ledger: Ledger | None = None,
 ) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
-    """arm -> (rubrics, pairs) of one seed."""
+    """arm -> (rubrics, pairs) of one seed; without `trained`, without the arm optimised."""
     prompts, settings = config.prompts, config.synthesis
     budget = config.budget.final_pairs
 
@@ -189,9 +189,10 @@ def synthesise_arms(
         [pair for pair in candidates if pair.rubric_id in first],
     )
     sets["influence_filtered"] = twice, keep_best(candidates, scorer, len(documents) * budget)
-    optimised = rubrics_from(trained, budget)
-    sets["optimised"] = optimised, pairs_from(optimised)
-    return {arm: sets[arm] for arm in list_arms(config)}
+    if trained:
+        optimised = rubrics_from(trained, budget)
+        sets["optimised"] = optimised, pairs_from(optimised)
+    return {arm: sets[arm] for arm in list_arms(config) if arm in sets}
 
 
 def keep_best(pairs: Sequence[QAPair], scorer: TargetScorer, count: int) -> list[QAPair]:

@@ -112,7 +112,7 @@ def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsy
     monkeypatch.chdir(project)
     monkeypatch.setattr(runs, "configure", lambda cell, changes=None: configure(cell, TINY))
     capsys.readouterr()
-    both = run_benchmark(monkeypatch, "--cells", "medicine/llama", "--arms", "initial")
+    both = run_benchmark(monkeypatch, "--cells", "medicine/llama", "--arms", "optimised")
     assert both["cells"][0] == cell and both["cells"][1]["target"] == "llama"
     assert {(e["from_target"], e["to_target"]) for e in both["transfer"]} == {("qwen3", "llama"), ("llama", "qwen3")}
     for entry in both["transfer"]:
@@ -122,6 +122,34 @@ def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsy
         assert entry["gain_over_initial"]["mean"] == pytest.approx(gain, abs=2e-4)
     printed = capsys.readouterr().out
     assert "| medicine | qwen3 | llama |" in printed and "| optimised over |" in printed
+
+
+def test_an_arm_that_is_run_alone_joins_those_of_the_file_and_must_agree_with_them(project, monkeypatch):
+    answers = {UNTUNED: [0, 0, 0, 0], "initial": [1, 0, 0, 0], "random_reward": [0, 1, 0, 0], "dpo": [1, 1, 0, 0]}
+    answers |= {"optimised": [1, 1, 1, 1]}
+    ran = []
+
+    def answer(config, seed, arms, folder):
+        ran.append(arms)
+        return {arm: {"correct": answers[arm], "topics": {}} for arm in arms}
+
+    monkeypatch.setattr(runs, "configure", lambda cell, changes=None: configure(cell, TINY))
+    monkeypatch.setattr(runs, "run_jobs", lambda function, jobs, machine: [answer(*job) for job in jobs])
+    cell = Cell("medicine", "qwen3")
+    first = runs.run_cell(cell, (UNTUNED, "initial", "optimised"))
+    kept = runs.run_cell(cell, (UNTUNED, "initial", "random_reward"), kept=first)
+    assert kept["optimised"] == first["optimised"] and kept["random_reward"]["mean"] == 0.25
+    assert kept["best_baseline"] == "initial" and set(ran[-1]) == {UNTUNED, "initial", "random_reward"}
+
+    # A better baseline than there was: by how much the optimised arm is ahead of it takes both.
+    better = runs.run_cell(cell, (UNTUNED, "initial", "dpo"), kept=kept)
+    assert better["best_baseline"] == "dpo" and set(ran[-1]) == {UNTUNED, "initial", "dpo", "optimised"}
+    assert better["optimised"]["gain_over_best_baseline"]["mean"] == 0.5
+    assert better["random_reward"] == kept["random_reward"]
+
+    answers["initial"] = [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="initial of cell medicine/qwen3 has the accuracies .0.0, 0.0. now, and .0.25"):
+        runs.run_cell(cell, (UNTUNED, "initial"), kept=better)
 
 
 def test_there_is_no_transfer_from_a_cell_that_was_not_run(project):

@@ -1,4 +1,17 @@
-from benchmarks.rubrics.summary import bound_topics, find_best_baseline, summarise_cells, tabulate, tabulate_summary
+import json
+from pathlib import Path
+
+from benchmarks.rubrics.summary import (
+    bound_topics,
+    find_best_baseline,
+    summarise_cells,
+    tabulate,
+    tabulate_all,
+    tabulate_cells,
+    tabulate_summary,
+)
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def make_cell(field, teacher="qwen3", topics=None, gains=None, **means):
@@ -47,7 +60,9 @@ def test_the_summary_is_over_the_cells_that_have_what_it_takes():
         make_cell("war", initial=0.5, optimised=0.3, gains={"initial": below}),
     ]
     found = summarise_cells(cells)
-    assert found["arms"]["optimised"] == {"mean": 0.45, "gain_over_initial": 0.05, "cells": 3}
+    counted = {"cells": 3, "cells_above": 1, "cells_below": 1}
+    assert found["arms"]["optimised"] == {"mean": 0.45, "gain_over_initial": 0.05, **counted, "optimised_ahead": 0.0}
+    assert found["arms"]["initial"]["optimised_ahead"] == 0.05
     assert found["arms"]["paper_reward"]["cells"] == 1 and "dpo" not in found["arms"]
     over = found["optimised_over"]
     assert over["initial"] == {"mean": 0.05, "lowest": -0.2, "cells": 3, "cells_above": 1, "cells_below": 1}
@@ -55,4 +70,23 @@ def test_the_summary_is_over_the_cells_that_have_what_it_takes():
     assert found["topics"] == {"smallest": 0.2, "largest": 1.8, "cells_within_factor": 2}
     printed = tabulate_summary(found)
     assert "| initial | +5.0 | -20.0 | 3 | 1 | 1 |" in printed
+    assert "| paper_reward | 30.0 | +0.0 | 1 | 0 | 0 | +30.0 |" in printed
     assert "0.2 to 1.8; within a factor of 2.5 in 2 of 3 cells" in printed
+
+
+def test_a_cell_is_told_in_a_row_with_its_best_baseline():
+    gains = {other: {"mean": 0.3, "ci95": [0.1, 0.5]} for other in ("initial", "best_baseline")}
+    cell = make_cell("law", initial=0.3, optimised=0.6, privileged_rubric=0.7, gains=gains) | {
+        "best_baseline": "initial"
+    }
+    gained = "+30.0 (+10.0 to +50.0)"
+    assert tabulate_cells([cell]).splitlines()[2:] == [
+        f"| law, qwen3 | 30.0 |  | 60.0 | 70.0 | {gained} | {gained} | initial |"
+    ]
+
+
+def test_the_page_shows_what_the_committed_figures_say():
+    found = json.loads((REPOSITORY / "benchmarks/results/rubrics.json").read_text(encoding="utf-8"))
+    page = (REPOSITORY / "docs/rubrics.md").read_text(encoding="utf-8")
+    assert found["summary"] == summarise_cells(found["cells"])
+    assert tabulate_all(found) in page

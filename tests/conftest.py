@@ -15,9 +15,11 @@ from peft import LoraConfig, get_peft_model
 
 from rubric_influence.config import Config, ModelSpec, load_config, merge
 from rubric_influence.lab import world
+from rubric_influence.lab.models import build_model
 from rubric_influence.lab.world import Field, load_field
 from rubric_influence.models import load_model
 from rubric_influence.records import QAPair
+from rubric_influence.standins import train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -47,6 +49,17 @@ def real_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def medicine() -> Field:
     return load_field(REPOSITORY / "data/lab/fields/medicine.yaml")
+
+
+@pytest.fixture(scope="session")
+def subword_model(tmp_path_factory) -> Path:
+    """A random model over a byte-level BPE, its outputs as wild as bytes can be."""
+    folder = tmp_path_factory.mktemp("subword")
+    tokenizer = train_tokenizer(["What is the question?", 'The answer is "5 mg", says the rubric.'], vocabulary=320)
+    torch.manual_seed(0)
+    for part in (build_model(tokenizer, hidden_size=128, layers=2), tokenizer):  # vLLM has no kernel for narrower heads
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from rubric_influence.config import ModelSpec
 from rubric_influence.generation import Completion, TransformersEngine, open_engine
-from rubric_influence.lab.models import build_model
 from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.standins import train_tokenizer
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: make setup-vllm")
@@ -31,17 +28,6 @@ QUIET |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM
 
 
 @pytest.fixture(scope="module")
-def subword(tmp_path_factory) -> Path:
-    """A random model over a byte-level BPE, its outputs as wild as bytes can be."""
-    folder = tmp_path_factory.mktemp("subword")
-    tokenizer = train_tokenizer(["What is the question?", 'The answer is "5 mg", says the rubric.'], vocabulary=320)
-    torch.manual_seed(0)
-    for part in (build_model(tokenizer, hidden_size=128, layers=2), tokenizer):  # vLLM has no kernel for narrower heads
-        part.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def adapter(write_adapter, tmp_path_factory) -> Path:
     return write_adapter(LAB, tmp_path_factory.mktemp("adapter"), r=12)  # of a rank that vLLM has to round up
 
@@ -52,7 +38,7 @@ def describe(path: Path, adapter: Path | None = None) -> dict:
 
 
 @pytest.fixture(scope="module")
-def answered(subword, adapter, tmp_path_factory) -> dict:
+def answered(subword_model, adapter, tmp_path_factory) -> dict:
     """Every answer of vLLM's in this file, by engine and call."""
     folder = tmp_path_factory.mktemp("vllm")
     # A step has room for little more than a prompt; blocks are small enough for prompts to share some.
@@ -72,7 +58,7 @@ def answered(subword, adapter, tmp_path_factory) -> dict:
         "adapted": {"greedy": (QUESTIONS, GREEDY), "drawn": (QUESTIONS, DRAWN), "drawn again": (QUESTIONS, DRAWN)},
         "subword": {schema: (QUESTIONS[:1] * 25, wild, schema) for schema in ("RubricOutput", "PairOutput")},
     }
-    specs = {"lab": describe(LAB), "adapted": describe(LAB, adapter), "subword": describe(subword)}
+    specs = {"lab": describe(LAB), "adapted": describe(LAB, adapter), "subword": describe(subword_model)}
     tasks = [
         {
             "spec": specs[name] | {"engine": "vllm"},

@@ -171,9 +171,10 @@ def test_an_entry_takes_the_place_of_its_own_kind_alone():
 
 def test_without_its_package_the_prompt_optimiser_is_refused_and_says_what_to_do(project, monkeypatch, capsys):
     monkeypatch.setattr(rubrics, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        run_benchmark(monkeypatch, "--arms", SEARCHED)
-    assert "make setup-peers, then run with .venv-peers/bin/python" in capsys.readouterr().err
+    for asked in (SEARCHED, "all"):
+        with pytest.raises(SystemExit):
+            run_benchmark(monkeypatch, "--arms", asked)
+        assert "make setup-peers, then run with .venv-peers/bin/python" in capsys.readouterr().err
 
 
 def test_arms_are_compared_on_the_same_seeds_and_questions(project):

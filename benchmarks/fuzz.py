@@ -110,29 +110,33 @@ TARGETS = {
 }
 
 
-def fuzz(name: str, inputs: int) -> dict:
-    """How many inputs a target took, in how many seconds, and what was found ("" for nothing)."""
+def build_attack(name: str, inputs: int, report: Callable[[float], None] = lambda seconds: None) -> Callable[[], None]:
+    """A hypothesis test of a target; `report` is told how many seconds an input took."""
     strategy, target = TARGETS[name]
-    count, slowest = 0, 0.0
 
     @seed(0)
     @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def attack(value: object) -> None:
-        nonlocal count, slowest
         began = time.monotonic()
         target(value)
         took = time.monotonic() - began
-        count, slowest = count + 1, max(slowest, took)
+        report(took)
         assert took < SLOWEST, f"{took:.0f} seconds"
 
+    return attack
+
+
+def fuzz(name: str, inputs: int) -> dict:
+    """How many inputs a target took, in how many seconds, and what was found ("" for nothing)."""
+    times: list[float] = []
     began, finding = time.monotonic(), ""
     try:
-        attack()
+        build_attack(name, inputs, times.append)()
     except Exception as error:  # whatever it is, it is what was looked for
         finding = f"{type(error).__name__}: {error} {getattr(error, '__notes__', '')}"[:1000]
-    seconds = time.monotonic() - began
-    return {"inputs": count, "seconds": round(seconds, 1), "slowest": round(slowest, 3), "finding": finding}
+    seconds, slowest = time.monotonic() - began, max(times, default=0.0)
+    return {"inputs": len(times), "seconds": round(seconds, 1), "slowest": round(slowest, 3), "finding": finding}
 
 
 def main() -> None:

@@ -100,16 +100,20 @@ def tabulate_all(found: dict) -> str:
 
 
 def tabulate_cells(cells: Sequence[dict]) -> str:
-    """How the optimised arm does, a row a cell, in Markdown: accuracies in %, gains in points."""
+    """How the optimised arm does, a row a cell, in Markdown: accuracies in %, gains in points.
+
+    A gain has no interval where the two arms were not run together.
+    """
     arms = ("initial", "paper_reward", "optimised", "privileged_rubric")
     rows = [["cell", *arms, "optimised over initial", "over the best baseline", "which is"]]
     for cell in cells:
         means = [f"{100 * cell[arm]['mean']:.1f}" if arm in cell else "" for arm in arms]
         gains = []
-        for other in ("initial", "best_baseline"):
-            gain = cell["optimised"][f"gain_over_{other}"]
-            low, high = (100 * bound for bound in gain["ci95"])
-            gains.append(f"{100 * gain['mean']:+.1f} ({low:+.1f} to {high:+.1f})")
+        for other, arm in (("initial", BASELINE), ("best_baseline", cell["best_baseline"])):
+            gain = cell["optimised"].get(f"gain_over_{other}", {})
+            mean = gain.get("mean", cell["optimised"]["mean"] - cell[arm]["mean"])
+            interval = (" ({:+.1f} to {:+.1f})".format(*(100 * bound for bound in gain["ci95"]))) if gain else ""
+            gains.append(f"{100 * mean:+.1f}{interval}")
         rows.append([name_column(cell), *means, *gains, cell["best_baseline"]])
     return render(rows)
 

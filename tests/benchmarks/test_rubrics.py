@@ -141,11 +141,12 @@ def test_an_arm_that_is_run_alone_joins_those_of_the_file_and_must_agree_with_th
     assert kept["optimised"] == first["optimised"] and kept["random_reward"]["mean"] == 0.25
     assert kept["best_baseline"] == "initial" and set(ran[-1]) == {UNTUNED, "initial", "random_reward"}
 
-    # A better baseline than there was: by how much the optimised arm is ahead of it takes both.
+    # A better baseline than there was: by how much the optimised arm is ahead of it has an interval once both ran.
     better = runs.run_cell(cell, (UNTUNED, "initial", "dpo"), kept=kept)
-    assert better["best_baseline"] == "dpo" and set(ran[-1]) == {UNTUNED, "initial", "dpo", "optimised"}
-    assert better["optimised"]["gain_over_best_baseline"]["mean"] == 0.5
-    assert better["random_reward"] == kept["random_reward"]
+    assert better["best_baseline"] == "dpo" and better["random_reward"] == kept["random_reward"]
+    assert "gain_over_best_baseline" in kept["optimised"] and "gain_over_best_baseline" not in better["optimised"]
+    both = runs.run_cell(cell, (UNTUNED, "initial", "dpo", "optimised"), kept=better)
+    assert both["optimised"]["gain_over_best_baseline"]["mean"] == 0.5
 
     answers["initial"] = [0, 0, 0, 0]
     with pytest.raises(ValueError, match="initial of cell medicine/qwen3 has the accuracies .0.0, 0.0. now, and .0.25"):

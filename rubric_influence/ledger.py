@@ -1,15 +1,26 @@
 """What synthesis asked for, what it was answered, and what that cost.
 
+    python -m rubric_influence.ledger
+
+prints it for a whole run of the pipeline, by stage, from metrics/.
+
 Counts and costs are the same however often a run was interrupted; what depends on the day (seconds, retries, how much
 came from an earlier run) is kept apart.
 """
 
+import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
 
 from rubric_influence.generation import Completion
+from rubric_influence.layout import METRICS
 
 MILLION = 1_000_000
+STAGES = ("initial", "generators", "final")  # that ask models for texts
 
 
 class BudgetReached(Exception):
@@ -107,3 +118,35 @@ class Ledger:
             row = self.usage.setdefault((what, model), Usage())
             for key, count in counts.items():
                 setattr(row, key, getattr(row, key) + count)
+
+
+def tabulate_stages(metrics: Path = METRICS) -> pd.DataFrame:
+    """One row for each stage, kind of request and model, over all seeds, with a last row of their sums.
+
+    Raises ValueError where no stage has been run.
+    """
+    rows = []
+    for stage in STAGES:
+        if (path := metrics / f"{stage}.json").is_file():
+            total = Ledger()
+            for report in json.loads(path.read_text(encoding="utf-8"))["ledger"].values():
+                total.restore(report)
+            rows += [{"stage": stage, "what": name, **counts} for name, counts in total.report().items()]
+    if not rows:
+        raise ValueError(f"no stage has left its ledger in {metrics}; run the pipeline first: make repro")
+    table = pd.DataFrame(rows).set_index(["stage", "what"])
+    table.loc[("all", ""), :] = table.sum()
+    return table.astype({name: int for name in table.columns if name != "usd"})
+
+
+def main() -> int:
+    try:
+        print(tabulate_stages().to_string())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

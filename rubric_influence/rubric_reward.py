@@ -106,7 +106,7 @@ class RubricReward:
         return reward_influence(all_n1, valid_n, penalty)
 
     def ask_teacher(self, rows: list[dict], step: int) -> None:
-        """Put `pairs_per_rubric` pairs into every row that has a rubric."""
+        """Put `pairs_per_rubric` pairs into every row that has a rubric, and what they cost."""
         settings, prompts = self.config.synthesis, self.config.prompts
         asked = [row for row in rows if not row["problem"] for _ in range(self.config.rl.pairs_per_rubric)]
         conversations = [ask_pair(prompts, self.documents[row["document_id"]].text, row["rubric"]) for row in asked]
@@ -130,9 +130,11 @@ class RubricReward:
             # Influence is measured on these questions: a pair that repeats one is an answer leaked, not a lesson.
             problem = problem or self.score.expert_questions.find(f"{question}\n{answer}")
             if problem:
-                row["pairs"].append({"question": "", "answer": "", "problem": problem, "raw": completion.text})
+                pair = {"question": "", "answer": "", "problem": problem, "raw": completion.text}
             else:
-                row["pairs"].append({"question": question, "answer": answer, "problem": ""})
+                pair = {"question": question, "answer": answer, "problem": ""}
+            used = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
+            row["pairs"].append(pair | used)
 
     def score_pairs(self, rows: list[dict]) -> None:
         """Put the influence along every direction into every valid pair."""

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 
 from rubric_influence.config import load_config
 from rubric_influence.generation import Completion
-from rubric_influence.ledger import Ledger
+from rubric_influence.ledger import Ledger, tabulate_stages
 
 PRICES = (2.0, 10.0)  # USD a million prompt and completion tokens
 ANSWER, FAILED = Completion("a", 100, 20, True), Completion("", 0, 0, False, "HTTP 500, 8 times")
@@ -27,6 +29,22 @@ def test_room_is_what_the_limits_leave():
     assert ledger.has_room(60, 0.0002) and not ledger.has_room(61) and not ledger.has_room(0, 0.00021)
     assert "0.0008 of synthesis.budget_usd (0.001) and 240 of synthesis.budget_tokens (300)" in str(ledger.refuse())
     assert Ledger().has_room(10**12, 10**9)
+
+
+def test_a_runs_cost_is_summed_over_seeds_by_stage(tmp_path):
+    one, other = Ledger(), Ledger()
+    one.count("pairs", "m", [ANSWER], PRICES)
+    other.count("pairs", "m", [ANSWER, FAILED], PRICES)
+    reports = {"seed-0": one.report(), "seed-1": other.report()}
+    for stage in ("initial", "final"):
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"ledger": reports}))
+    table = tabulate_stages(tmp_path)
+    row = {"requests": 3, "failed": 1, "prompt_tokens": 200, "completion_tokens": 40, "usd": 0.0008}
+    assert table.loc[("final", "pairs: m")].to_dict() == pytest.approx(row)
+    assert table.loc[("all", "")].to_dict() == pytest.approx({name: 2 * value for name, value in row.items()})
+    assert list(table.index.get_level_values("stage")) == ["initial", "final", "all"]
+    with pytest.raises(ValueError, match="run the pipeline first"):
+        tabulate_stages(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

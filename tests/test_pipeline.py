@@ -58,12 +58,22 @@ def test_every_arm_is_evaluated_with_its_interval(project: Path):
 
 
 def test_every_arm_has_the_same_number_of_requested_pairs(project: Path):
-    counts = json.loads((project / "metrics/final.json").read_text())
+    counts = json.loads((project / "metrics/final.json").read_text())["arms"]
     budget = SMALL["corpus"]["documents"] * SMALL["budget"]["final_pairs"]
     for arm, by_seed in counts.items():
         for count in by_seed.values():
             assert count["pairs"]["requested"] == count["pairs"]["valid"] + count["pairs"]["invalid"]
             assert 0.8 * budget <= count["pairs"]["valid"] <= budget, arm
+
+
+def test_what_every_stage_cost_can_be_printed(project: Path):
+    table = run_command([sys.executable, "-m", "rubric_influence.ledger"], project)
+    assert table.returncode == 0, table.stderr
+    assert all(stage in table.stdout for stage in ("initial", "generators", "final", "all"))
+    # In RL every rubric that can be used is answered by one pair: at most 2 seeds * 2 steps * 16 rubrics.
+    by_seed = json.loads((project / "metrics/generators.json").read_text())["ledger"]
+    asked = sum(row["requests"] for ledger in by_seed.values() for row in ledger.values())
+    assert 32 < asked <= 64
 
 
 def test_results_can_be_printed_and_shown_by_dvc(project: Path):

@@ -173,9 +173,11 @@ def test_trajectories_hold_what_led_to_every_reward(plain, tmp_path):
     good, invalid, no_pair = rows
     assert (good["rubric"], good["problem"]) == ("ask a short answer question", "")
     (pair,) = good["pairs"]
-    assert pair == {"question": "what is d ?", "answer": "d", "problem": "", "influence": [0.123457, -0.3, 0.1, 0.0]}
+    used = {"prompt_tokens": 5, "completion_tokens": 9}
+    influence = [0.123457, -0.3, 0.1, 0.0]
+    assert pair == {"question": "what is d ?", "answer": "d", "problem": "", "influence": influence} | used
     assert (invalid["rubric"], invalid["problem"], invalid["pairs"]) == ("no rubric", "no JSON object", [])
-    assert no_pair["pairs"] == [{"question": "", "answer": "", "problem": "no JSON object", "raw": "no pair"}]
+    assert no_pair["pairs"] == [{"question": "", "answer": "", "problem": "no JSON object", "raw": "no pair"} | used]
 
 
 def test_steps_and_seeds_draw_differently_from_the_teacher(plain, tmp_path):

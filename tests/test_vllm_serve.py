@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
-import httpx
 import pytest
 from pyarrow import parquet
 
@@ -62,8 +62,9 @@ def url(subword_model, tmp_path_factory):
 
 def is_up(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
-    except httpx.TransportError:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
+            return response.status == 200
+    except OSError:
         return False
 
 

@@ -59,12 +59,13 @@ def make_final_sets(config: Config) -> pd.DataFrame:
         arm: {f"seed-{seed}": result[arm] for seed, result in zip(config.seeds, results, strict=True)}
         for arm in list_arms(config)
     }
-    write_metrics(METRICS / "final.json", counts)
+    ledgers = {f"seed-{seed}": result["ledger"] for seed, result in zip(config.seeds, results, strict=True)}
+    write_metrics(METRICS / "final.json", {"arms": counts, "ledger": ledgers})
     return tabulate_counts(counts)
 
 
 def make_final_set(config: Config, seed: int) -> dict[str, dict]:
-    """Write every arm of one seed; returns their counts."""
+    """Write every arm of one seed; returns their counts, and under "ledger" what they cost."""
     documents, exam = read_records(DOCUMENTS, Document), read_records(EXAM, ExamItem)
     models, size = config.models, config.synthesis.batch_size
     trained = models.rubric_generator.model_copy(update={"path": str(seed_folder(GENERATORS, seed))})
@@ -110,7 +111,7 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
             "quality": count_flags(kept_pairs, flags),
             **describe_questions(kept_pairs, index),
         }
-    return counts
+    return counts | {"ledger": ledger.report()}
 
 
 def open_embedder(config: Config) -> Embed | None:

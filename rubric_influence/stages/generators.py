@@ -1,10 +1,12 @@
 """Stage 6: GRPO on the rubric generator, with influence as its reward."""
 
+import json
+
 import pandas as pd
 
 from rubric_influence.config import Config
 from rubric_influence.distributed import open_state
-from rubric_influence.generation import open_engine
+from rubric_influence.generation import Completion, name_model, open_engine
 from rubric_influence.jobs import run_jobs
 from rubric_influence.journal import Journal, answers_path, scratch_folder
 from rubric_influence.layout import (
@@ -25,6 +27,7 @@ from rubric_influence.rl import train_rubric_generator
 from rubric_influence.scoring import TargetScorer
 from rubric_influence.sft import list_checkpoints
 
+REWARDS = "pairs for rewards"
 LOGGED = (
     *("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "duplicate_pairs", "covered_directions"),
     *("between_documents", "within_rubrics", "length_correlation", "entropy", "kl"),
@@ -43,7 +46,9 @@ def optimise_generators(config: Config) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     PLOTS.mkdir(exist_ok=True)
     table.groupby("step").mean().drop(columns="seed").round(5).to_csv(PLOTS / "generators.csv")
-    write_metrics(METRICS / "generators.json", summarise_log(table))
+    phases = summarise_log(table)
+    ledgers = {f"seed-{seed}": account_for(config, seed) for seed in config.seeds}
+    write_metrics(METRICS / "generators.json", {"phases": phases, "ledger": ledgers})
     return table
 
 
@@ -60,7 +65,7 @@ def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[di
     ledger = Ledger(usd and usd / processes, tokens and tokens // processes)  # each has its part of the budget
     # Of an endpoint; a rerun is not to pay for them again.
     kept = Journal(answers_path("generators", seed, state.process_index))
-    teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what="rewards")
+    teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what=REWARDS)
     warmup = seed_folder(WARMUP, seed)
     weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
     identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
@@ -74,6 +79,23 @@ def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[di
         scratch=scratch_folder("generators", *identity),
         keep=keep,
     )
+
+
+def account_for(config: Config, seed: int) -> dict[str, dict]:
+    """What the teacher was asked in a seed's RL and what that cost, as a ledger reports it, by the trajectories.
+
+    The engine's own ledger knows what this process asked for; a run that went on from a checkpoint asked for less.
+    """
+    spec, ledger = config.models.teacher, Ledger()
+    endpoint, name = spec.endpoint, name_model(spec)
+    prices = (0.0, 0.0)
+    if endpoint:
+        prices = (endpoint.usd_per_million_prompt_tokens, endpoint.usd_per_million_completion_tokens)
+    with (seed_folder(GENERATORS, seed) / "trajectories.jsonl").open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            used = [Completion("", pair["prompt_tokens"], pair["completion_tokens"], True) for pair in row["pairs"]]
+            ledger.count(REWARDS, name, used, prices)
+    return ledger.report()
 
 
 def compare_phases(table: pd.DataFrame) -> pd.DataFrame:

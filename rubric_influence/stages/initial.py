@@ -26,10 +26,11 @@ def make_initial_sets(config: Config) -> dict[int, tuple[list[Rubric], list[QAPa
     results = run_jobs(make_initial_set, [(config, seed) for seed in config.seeds], config.machine)
     sets = dict(zip(config.seeds, results, strict=True))
     counts = {
-        f"seed-{seed}": {"rubrics": count_records(rubrics), "pairs": count_records(pairs), "ledger": ledger}
-        for seed, (rubrics, pairs, ledger) in sets.items()
+        f"seed-{seed}": {"rubrics": count_records(rubrics), "pairs": count_records(pairs)}
+        for seed, (rubrics, pairs, _) in sets.items()
     }
-    write_metrics(METRICS / "initial.json", counts)
+    ledgers = {f"seed-{seed}": ledger for seed, (_, _, ledger) in sets.items()}
+    write_metrics(METRICS / "initial.json", {"sets": counts, "ledger": ledgers})
     return {seed: (rubrics, pairs) for seed, (rubrics, pairs, _) in sets.items()}
 
 

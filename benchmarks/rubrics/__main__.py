@@ -5,9 +5,9 @@
 A cell is the lab's whole pipeline for a field, a target and a teacher, under the default profile's settings: nothing is
 tuned for it. Beside the pipeline's arms it has those that tell why the method works: GRPO with the paper's reward, with
 that of the published code, with embedding similarity, with influence dealt out at random among a step's rubrics, and
-with random numbers; DPO on preferences by influence; fixed rubrics that GEPA found; and selection by embedding
-similarity. Then the rubric generators that two cells of one field optimised for different targets change places.
-Accuracies are means over three seeds, with paired bootstrap intervals over seeds and questions.
+with random numbers; the method itself in two rounds; DPO on preferences by influence; fixed rubrics that GEPA found;
+and selection by embedding similarity. Then the rubric generators that two cells of one field optimised for different
+targets change places. Accuracies are means over three seeds, with paired bootstrap intervals over seeds and questions.
 
 Without --arms a cell has the pipeline's arms and the paper's reward: about ten minutes on two cores. All take 25.
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.rubrics.preferences import train_by_preferences
 from benchmarks.rubrics.prompt_search import RubricSearch, search_rubrics
 from rubric_influence.config import Config
-from rubric_influence.generation import open_engine
+from rubric_influence.generation import Engine, open_engine
 from rubric_influence.influence.embeddings import embed, embedding_similarity
 from rubric_influence.journal import Journal
 from rubric_influence.layout import TUNED_ARMS
@@ -30,11 +30,12 @@ RL_ARMS = {
     "shuffled_reward": ("shuffled", "influence"),
     "random_reward": ("random", "influence"),
 }
+ROUNDS = "two_rounds"  # the optimised arm's RL, with warm-up and moments made anew halfway
 # Arms of DPO -> rl.reward, which ranks the rubrics of a group; pairs are scored by influence.
 DPO_ARMS = {"dpo": "influence", "dpo_set": "set_influence"}
 SELECTED = "similarity_filtered"  # the best half of twice as many initial pairs, by embedding similarity (RDS+)
 SEARCHED = "gepa"  # fixed rubrics that GEPA found
-ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"), *DPO_ARMS, SEARCHED)
+ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"), ROUNDS, *DPO_ARMS, SEARCHED)
 
 
 class SimilarityScorer:
@@ -63,13 +64,18 @@ class SeedRun:
         self.journal = Journal(folder / "answers.jsonl")
         models, size = config.models, config.synthesis.batch_size
         self.teacher, self.untrained = (open_engine(spec, size) for spec in (models.teacher, models.rubric_generator))
-        if not (folder / "warmup").is_dir():
-            _, pairs = self.synthesise(self.untrained, config.budget.initial_pairs, seed)
-            chosen = choose_pairs(keep_valid(pairs), config.warmup, seed)
-            tune = (models.target, chosen, config.prompts, config.lora, config.warmup, seed)
-            fine_tune(*tune, out=folder / "warming", scratch=folder / "scratch/warmup", name=f"warm-up, seed {seed}")
-            (folder / "warming").rename(folder / "warmup")
-        self.scorer = TargetScorer(config, folder / "warmup", exam, seed)
+        self.scorer = self.warm_up(self.untrained, folder / "warmup")
+
+    def warm_up(self, generator: Engine, out: Path) -> TargetScorer:
+        """The target warmed up, in `out`, on pairs that a generator's rubrics lead to."""
+        config, seed = self.config, self.seed
+        if not out.is_dir():
+            _, pairs = self.synthesise(generator, config.budget.initial_pairs, seed)
+            chosen, warming = choose_pairs(keep_valid(pairs), config.warmup, seed), out.with_name(f"{out.name}.making")
+            tune = (config.models.target, chosen, config.prompts, config.lora, config.warmup, seed)
+            fine_tune(*tune, out=warming, scratch=self.folder / "scratch/warmup", name=f"warm-up, seed {seed}")
+            warming.rename(out)
+        return TargetScorer(config, out, self.exam, seed)
 
     def synthesise(self, generator, per_document: int, seed: int) -> tuple[list[Rubric], list[QAPair]]:
         prompts, settings = self.config.prompts, self.config.synthesis
@@ -80,8 +86,10 @@ class SeedRun:
         tasks = follow_rubrics(self.documents, rubrics)
         return write_pairs(self.teacher, tasks, self.config.prompts, self.config.synthesis, self.seed, self.journal)
 
-    def open_trained(self, arm: str):
+    def open_trained(self, arm: str) -> Engine:
         """The rubric generator after RL with an arm's reward, or after an arm's DPO, trained if it is not there."""
+        if arm == ROUNDS:
+            return self.train_in_rounds()
         reward, kind = (DPO_ARMS[arm], "influence") if arm in DPO_ARMS else RL_ARMS[arm]
         train = train_by_preferences if arm in DPO_ARMS else train_rubric_generator
         out = self.folder / "generators" / arm
@@ -90,8 +98,29 @@ class SeedRun:
             scratch = self.folder / "scratch" / arm
             scratch.mkdir(parents=True, exist_ok=True)
             train(config, self.documents, self.teacher, self.open_score(kind), self.seed, out, scratch)
-        spec = self.config.models.rubric_generator.model_copy(update={"path": str(out)})
+        return self.open_generator(out)
+
+    def open_generator(self, path: Path) -> Engine:
+        spec = self.config.models.rubric_generator.model_copy(update={"path": str(path)})
         return open_engine(spec, self.config.synthesis.batch_size)
+
+    def train_in_rounds(self) -> Engine:
+        """Half of RL's steps, warm-up and moments anew on that generator's pairs, then the other half from there."""
+        halves = (self.config.rl.steps // 2, self.config.rl.steps - self.config.rl.steps // 2)
+        spec, scorer = self.config.models.rubric_generator, self.scorer
+        for number, steps in enumerate(halves):
+            out = self.folder / "generators" / f"{ROUNDS}-{number}"
+            if not (out / "trajectories.jsonl").is_file():
+                models = self.config.models.model_copy(update={"rubric_generator": spec})
+                changes = {"models": models, "rl": self.config.rl.model_copy(update={"steps": steps})}
+                scratch = self.folder / "scratch" / out.name
+                scratch.mkdir(parents=True, exist_ok=True)
+                config, seed = self.config.model_copy(update=changes), self.seed + 104_729 * number
+                train_rubric_generator(config, self.documents, self.teacher, scorer, seed, out, scratch)
+            generator, spec = self.open_generator(out), spec.model_copy(update={"path": str(out)})
+            if number == 0:
+                scorer = self.warm_up(generator, self.folder / "warmup-1")
+        return generator
 
     def open_score(self, kind: str) -> Score:
         """Influence as the profile has it, the paper's cosine with the mean gradient, or embedding similarity."""

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.rubrics import __main__ as rubrics
 from benchmarks.rubrics import runs
-from benchmarks.rubrics.arms import ARMS, DPO_ARMS, RL_ARMS, SEARCHED, SELECTED
+from benchmarks.rubrics.arms import ARMS, DPO_ARMS, RL_ARMS, ROUNDS, SEARCHED, SELECTED
 from benchmarks.rubrics.cells import Cell, configure, open_folder, parse_cell
 from rubric_influence.config import load_config
 from rubric_influence.layout import TUNED_ARMS, UNTUNED
@@ -20,7 +20,7 @@ TINY = {
     "synthesis": {"batch_size": 16},
     "warmup": {"epochs": 2},
     "influence": {"clusters": 3},
-    "rl": {"steps": 1, "documents_per_step": 2, "group_size": 4, "save_every": 1},
+    "rl": {"steps": 2, "documents_per_step": 2, "group_size": 4, "save_every": 1},
     "finetuning": {"epochs": 1},
     "evaluation": {"bootstrap": 50},
 }
@@ -87,7 +87,7 @@ def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsy
     found = run_benchmark(monkeypatch, "--cells", "medicine/qwen3", "--arms", *arms)
     (cell,) = found["cells"]
     assert (cell["field"], cell["target"], cell["teacher"], cell["seeds"]) == ("medicine", "qwen3", "qwen3", 2)
-    assert {UNTUNED, *TUNED_ARMS, SELECTED, *RL_ARMS, *DPO_ARMS} == {UNTUNED, *arms} <= cell.keys()
+    assert {UNTUNED, *TUNED_ARMS, SELECTED, *RL_ARMS, ROUNDS, *DPO_ARMS} == {UNTUNED, *arms} <= cell.keys()
     for arm in (UNTUNED, *arms):
         row = cell[arm]
         assert len(row["accuracy"]) == 2 and row["ci95"][0] <= row["mean"] <= row["ci95"][1]
@@ -101,7 +101,13 @@ def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsy
     # DPO asks the teacher as often as RL does.
     for arm in ("optimised", *DPO_ARMS):
         for kept in Path("scratch/rubrics").glob(f"*/seed-*/generators/{arm}/trajectories.jsonl"):
-            assert len(kept.read_text().splitlines()) == 1 * 2 * 4
+            assert len(kept.read_text().splitlines()) == 2 * 2 * 4
+
+    # Two rounds make as many calls as one, and the second has a warm-up of its own.
+    for seed in Path("scratch/rubrics").glob("*/seed-*"):
+        rounds = [seed / f"generators/two_rounds-{number}/trajectories.jsonl" for number in (0, 1)]
+        assert [len(kept.read_text().splitlines()) for kept in rounds] == [1 * 2 * 4, 1 * 2 * 4]
+        assert (seed / "warmup-1").is_dir()
 
     # An entry is all that was ever finished, whatever is asked for now, and nothing of it is made again.
     monkeypatch.setattr(runs, "SeedRun", None)

@@ -1,6 +1,11 @@
 """Why a pair is in a final set: the document, rubric, models, seed and scores behind it.
 
-python -m rubric_influence.trace PAIR_ID        every place of data/final that holds the pair, as JSON
+    python -m rubric_influence.trace PAIR_ID        every place of data/final that holds the pair, as JSON
+
+    python -m rubric_influence.trace PAIR_ID --corpus OUT [--documents FILE] [--scores FOLDER]
+
+of a pair that rubric_influence.streaming wrote to OUT: FILE is what it was given as --documents, FOLDER what
+rubric_influence.influence.corpus made of OUT/pairs.
 """
 
 import argparse
@@ -9,8 +14,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyarrow import parquet
+
 from rubric_influence.layout import DOCUMENTS, FINAL, seed_folder
 from rubric_influence.records import Document, QAPair, Rubric, read_records
+from rubric_influence.streaming import stream_documents
+from rubric_influence.synthesis import PAIRS, RUBRICS
 
 
 def trace_set(arm: str, seed: int, final: Path = FINAL, documents: Path = DOCUMENTS) -> Iterator[dict]:
@@ -72,11 +81,60 @@ def find_pair(pair_id: str, final: Path = FINAL, documents: Path = DOCUMENTS) ->
     return traces
 
 
+def find_in_shards(pair_id: str, corpus: Path, documents: Path | None = None, scores: Path | None = None) -> list[dict]:
+    """Every trace of a pair in a streamed corpus, with its shard and the run's fingerprints, prompts and settings.
+
+    `document` is only the id without `documents`, `influence` None without `scores`. Raises ValueError where no shard
+    holds the pair, or `corpus` is no streamed run.
+    """
+    if not (corpus / "run.json").is_file():
+        raise ValueError(f"{corpus} holds no run.json; give the folder that rubric_influence.streaming wrote to")
+    run = json.loads((corpus / "run.json").read_text(encoding="utf-8"))
+    generator, teacher = run["models"]
+    traces = []
+    for shard in sorted((corpus / PAIRS).glob("*.parquet")):
+        for pair in read_row(shard, pair_id):
+            rubrics = read_row(corpus / RUBRICS / shard.name, pair["rubric_id"])
+            influence = read_row(scores / shard.name, pair_id) if scores else []
+            models = {"generator": generator, "teacher_model": teacher}
+            shaped = {"prompts": run["prompts"], "synthesis": run["synthesis"], "run_seed": run["seed"]}
+            document = {"id": pair.pop("document_id")}
+            traces.append(
+                pair
+                | {"shard": shard.name, "document": document, "rubric": rubrics[0] if rubrics else None}
+                | {**models, **shaped, "influence": influence[0] if influence else None}
+            )
+    if not traces:
+        raise ValueError(f"no pair {pair_id!r} in {corpus / PAIRS}; give the id of a row of its shards")
+    wanted = {trace["document"]["id"] for trace in traces}
+    for document in stream_documents(documents) if documents else ():
+        if document.id in wanted:
+            for trace in (t for t in traces if t["document"]["id"] == document.id):
+                trace["document"] |= {"title": document.title, "source": document.source, "text": document.text}
+    return traces
+
+
+def read_row(shard: Path, record_id: str) -> list[dict]:
+    """The rows of a Parquet file with an id, with no more of the file in memory than they take."""
+    return parquet.read_table(shard, filters=[("id", "=", record_id)]).to_pylist()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", help="the pair's id")
+    parser.add_argument("--corpus", type=Path, help="the folder of a streamed corpus, in place of data/final")
+    parser.add_argument("--documents", type=Path, help="the corpus's documents")
+    parser.add_argument("--scores", type=Path, help="the folder of scores of the corpus's pairs")
+    given = parser.parse_args()
+    if (given.documents or given.scores) and not given.corpus:
+        parser.error("--documents and --scores belong to --corpus")
     try:
-        print(json.dumps(find_pair(parser.parse_args().pair), indent=2, ensure_ascii=False))
+        traces = (
+            find_in_shards(given.pair, given.corpus, given.documents, given.scores)
+            if given.corpus
+            else find_pair(given.pair)
+        )
+        print(json.dumps(traces, indent=2, ensure_ascii=False))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

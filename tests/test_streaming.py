@@ -18,6 +18,7 @@ from rubric_influence.config import load_config, merge
 from rubric_influence.ledger import BudgetReached
 from rubric_influence.records import Document
 from rubric_influence.streaming import stream_documents, synthesise_corpus
+from rubric_influence.trace import find_in_shards
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [Document(f"drug number {number} is a drug .", "", "list") for number in range(40)]
@@ -228,3 +229,28 @@ def test_a_damaged_answer_is_asked_for_again_and_no_other(undisturbed, configure
             assert synthesise_corpus(DOCUMENTS, configure(server), out, 0) == found
     assert read_rows(out) == rows
     assert Counter(server.answered.values()) == {1: answered - 1, 2: 1}
+
+
+def test_a_pair_of_a_shard_is_traced_to_all_that_made_it(configure, tmp_path):
+    documents, corpus, scores = tmp_path / "documents.jsonl", tmp_path / "out", tmp_path / "scores"
+    documents.write_text("".join(json.dumps({"text": d.text, "source": d.source}) + "\n" for d in DOCUMENTS))
+    with FaultyServer() as server:
+        synthesise_corpus(stream_documents(documents), configure(server), corpus, 3)
+    pair = next(row for row in read_rows(corpus)["pairs"][-8:] if not row["problem"])
+    scores.mkdir()
+    for shard in (corpus / "pairs").glob("*.parquet"):
+        ids = parquet.read_table(shard, columns=["id"])
+        parquet.write_table(ids.append_column("influence", [[0.5] * len(ids)]), scores / shard.name)
+    (trace,) = find_in_shards(pair["id"], corpus, documents, scores)
+    assert trace["document"]["text"] in [document.text for document in DOCUMENTS[-8:]]
+    assert trace["document"]["id"] == pair["document_id"] == trace["rubric"]["document_id"]
+    assert trace["rubric"]["id"] == pair["rubric_id"] and trace["rubric"]["text"].startswith("ask ")
+    assert (trace["question"], trace["run_seed"], trace["shard"]) == (pair["question"], 3, "00002.parquet")
+    assert trace["generator"] and trace["teacher_model"] and trace["prompts"]
+    assert trace["influence"] == {"id": pair["id"], "influence": 0.5}
+    (bare,) = find_in_shards(pair["id"], corpus)
+    assert bare["document"] == {"id": pair["document_id"]} and bare["influence"] is None
+    with pytest.raises(ValueError, match="no pair 'x' in"):
+        find_in_shards("x", corpus)
+    with pytest.raises(ValueError, match="holds no run.json"):
+        find_in_shards("x", tmp_path)

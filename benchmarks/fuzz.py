@@ -3,7 +3,8 @@
     python -m benchmarks.fuzz --inputs 100000 --json FILE
 
 Inputs are hypothesis's, half of them grown around what a well-formed one looks like, the same for the same seed. A
-crash or a hang (an input that takes over ten seconds of processor time) ends the target's run and is written down with its input.
+crash or a hang (an input that takes over ten seconds of processor time) ends the target's run and is written down with
+its input.
 """
 
 import argparse

@@ -36,8 +36,10 @@ PAIR = ("field", "teacher", "from_target", "to_target")
 
 
 def replace_entry(entries: list[dict], entry: dict, key: tuple[str, ...]) -> list[dict]:
-    """The entries with one in place of that of the same key, at the end."""
-    return [old for old in entries if any(old[name] != entry[name] for name in key)] + [entry]
+    """The entries with one in place of that of the same key, or at the end."""
+    places = [place for place, old in enumerate(entries) if all(old[name] == entry[name] for name in key)]
+    place = places[0] if places else len(entries)
+    return [*entries[:place], entry, *entries[place + 1 :]]
 
 
 def main() -> None:

@@ -119,10 +119,9 @@ def tabulate_cells(cells: Sequence[dict]) -> str:
 
 
 def tabulate(cells: Sequence[dict]) -> str:
-    """Accuracy by arm, a column a cell, in Markdown: % with its interval; best arms of the first cell first."""
-    first = cells[0]
-    arms = [arm for arm in (UNTUNED, *ARMS) if any(arm in cell for cell in cells)]
-    arms.sort(key=lambda arm: -first[arm]["mean"] if arm in first else 0)
+    """Accuracy by arm, a column a cell, in Markdown: % with its interval; the best arm on average first."""
+    means = {arm: [cell[arm]["mean"] for cell in cells if arm in cell] for arm in (UNTUNED, *ARMS)}
+    arms = sorted((arm for arm in means if means[arm]), key=lambda arm: -average(means[arm]))
     rows = [["arm", *map(name_column, cells)]]
     for arm in arms:
         row = [arm]

@@ -173,7 +173,8 @@ def test_there_is_no_transfer_from_a_cell_that_was_not_run(project):
 def test_an_entry_takes_the_place_of_its_own_kind_alone():
     old = [{"field": "law", "target": "qwen3", "teacher": teacher, "mean": 1} for teacher in ("qwen3", "llama")]
     new = old[0] | {"mean": 2}
-    assert rubrics.replace_entry(old, new, rubrics.CELL) == [old[1], new]
+    assert rubrics.replace_entry(old, new, rubrics.CELL) == [new, old[1]]
+    assert rubrics.replace_entry(old[1:], new, rubrics.CELL) == [old[1], new]
 
 
 def test_without_its_package_the_prompt_optimiser_is_refused_and_says_what_to_do(project, monkeypatch, capsys):

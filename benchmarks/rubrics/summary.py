@@ -5,10 +5,9 @@
 prints the tables of what `python -m benchmarks.rubrics` wrote to FILE.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.rubrics.arms import ARMS
 from rubric_influence.layout import UNTUNED
@@ -170,4 +169,6 @@ def render(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(tabulate_all(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=argparse.FileType(encoding="utf-8"), help="what benchmarks.rubrics wrote")
+    print(tabulate_all(json.load(parser.parse_args().file)))

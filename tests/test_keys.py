@@ -9,7 +9,7 @@ import pytest
 from clones import clone_project, list_run_stages, run_command, set_params
 from faulty_server import FaultyServer
 
-KEY = "sk-no-file-may-hold-this"
+KEY = "-".join(("sk", "in", "no", "file"))  # not whole in this file either, which the clone has too
 
 
 class RepeatsTheKey(FaultyServer):

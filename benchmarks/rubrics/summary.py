@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from benchmarks.rubrics.arms import ARMS
+from benchmarks.rubrics.arms import ARMS, ROUNDS
 from rubric_influence.layout import UNTUNED
 
 BASELINE = "initial"
@@ -84,9 +84,9 @@ def bound_topics(shares_by_seed: Sequence[dict[str, float]]) -> dict | None:
 
 
 def find_best_baseline(cell: dict) -> str:
-    """The most accurate arm of a cell beside the optimised one and the privileged, which knows the exam."""
+    """The most accurate arm of a cell beside the method's own and the privileged, which knows the exam."""
     return max(
-        (arm for arm in (UNTUNED, *ARMS) if arm in cell and arm not in ("optimised", "privileged_rubric")),
+        (arm for arm in (UNTUNED, *ARMS) if arm in cell and arm not in ("optimised", ROUNDS, "privileged_rubric")),
         key=lambda arm: cell[arm]["mean"],
     )
 

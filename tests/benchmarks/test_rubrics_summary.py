@@ -40,7 +40,7 @@ def test_the_table_has_a_column_a_cell_and_the_best_arm_first():
 
 
 def test_the_best_baseline_is_neither_the_optimised_arm_nor_one_that_knows_the_exam():
-    cell = make_cell("law", initial=0.3, optimised=0.6, privileged_rubric=0.7, dpo=0.4, untuned=0.2)
+    cell = make_cell("law", initial=0.3, optimised=0.6, privileged_rubric=0.7, two_rounds=0.5, dpo=0.4, untuned=0.2)
     assert find_best_baseline(cell) == "dpo"
 
 

@@ -3,8 +3,9 @@
     .venv-peers/bin/python -m benchmarks.fuzz_guided TARGET [-runs=20000] [libFuzzer's other options]
 
 TARGET is one of benchmarks.fuzz's. Atheris ends the process after its runs, or at the first finding, whose input it
-writes to a file. The package is one of requirements/peers.txt (make setup-peers). It follows Python only: of the
-parsers it sees everything, of the loaders what they do around pyarrow's, safetensors' and YAML's own code.
+writes to a file. The package is one of requirements/peers.txt (make setup-peers). It follows Python only:
+of the loaders what they do around pyarrow's, safetensors' and YAML's own code. Hypothesis stands between its bytes and
+the input, which hides most of what a changed byte does: it reached 15 edges by parse_pair in 20,000 runs.
 """
 
 import sys

@@ -9,7 +9,7 @@ with random numbers; the method itself in two rounds; DPO on preferences by infl
 and selection by embedding similarity. Then the rubric generators that two cells of one field optimised for different
 targets change places. Accuracies are means over three seeds, with paired bootstrap intervals over seeds and questions.
 
-Without --arms a cell has the pipeline's arms and the paper's reward: about ten minutes on two cores. All take half an hour.
+Without --arms a cell has the pipeline's arms and the paper's reward: ten minutes on two cores. All take half an hour.
 
 Writes FILE and prints tables in Markdown. What is finished is kept in scratch/rubrics, and what FILE holds stays:
 cells can be run one by one, and arm by arm. An arm that FILE has already and that is run again must come out the same.

@@ -24,7 +24,7 @@ BRIEFLY := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected.
 
 repro: .venv/core.done
 	.venv/bin/dvc repro
-	.venv/bin/python -m rubric_influence.results
+	.venv/bin/rubric-influence results
 
 # Named once: `test` runs all others, `test-engines` exactly these.
 ENGINES := vllm or faults or distributed

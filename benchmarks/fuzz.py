@@ -18,16 +18,17 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from rubric_influence.config import load_config
-from rubric_influence.corpus import read_documents
-from rubric_influence.exams import read_exam
+from rubric_influence.core.files import read_records
+from rubric_influence.core.journal import Journal, write_entry
+from rubric_influence.core.profiles import load_config
+from rubric_influence.core.records import ExamItem, QAPair
+from rubric_influence.data.documents import read_documents
+from rubric_influence.data.exams import read_exam
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.influence.samples import read_shard
-from rubric_influence.journal import Journal, write_entry
-from rubric_influence.parsing import parse_pair, parse_rubric
-from rubric_influence.records import ExamItem, QAPair, read_records
-from rubric_influence.screening import find_personal_data
-from rubric_influence.streaming import stream_documents
+from rubric_influence.synthesis.parsing import parse_pair, parse_rubric
+from rubric_influence.synthesis.screening import find_personal_data
+from rubric_influence.synthesis.streaming import stream_documents
 
 SLOWEST = 10.0  # seconds
 PIECES = ['{"question": "', '", "answer": "', '"}', '{"rubric": "', '{"text": "', '"options": ', "[", "]", "{", "}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from rubric_influence.config import merge
+from rubric_influence.core.profiles import merge
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rubric_influence.config import Config, ModelSpec, load_config, merge
+from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.profiles import load_config, merge
+from rubric_influence.core.records import QAPair
 from rubric_influence.lab import world
-from rubric_influence.lab.models import build_model
+from rubric_influence.lab.networks import build_model
+from rubric_influence.lab.standins import train_tokenizer
 from rubric_influence.lab.world import Field, load_field
-from rubric_influence.models import load_model
-from rubric_influence.records import QAPair
-from rubric_influence.standins import train_tokenizer
+from rubric_influence.models.loading import load_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

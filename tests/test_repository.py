@@ -38,7 +38,7 @@ def list_files() -> list[Path]:
 
 
 def list_notebooks() -> list[Path]:
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((ROOT / "notebooks").rglob("*.ipynb"))
     assert notebooks, "notebooks/ holds no notebook"
     return notebooks
 
@@ -133,23 +133,26 @@ WORLD = "rubric_influence/lab/world.py"
 @pytest.mark.parametrize(
     "dependencies, missing",
     [
-        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab/models.py", "rubric_influence/lab"}, set()),
-        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab"}, set()),
-        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/metrics.py"}),
-        # The world is imported by lab/models.py, not by the notebook.
-        ({"a.ipynb", "rubric_influence/metrics.py", "rubric_influence/lab/models.py"}, {WORLD}),
+        (
+            {"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab/networks.py", "rubric_influence/lab"},
+            set(),
+        ),
+        ({"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab"}, set()),
+        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/core/files.py"}),
+        # The world is imported by lab/networks.py, not by the notebook.
+        ({"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab/networks.py"}, {WORLD}),
         ({"rubric_influence"}, {"a.ipynb"}),
     ],
 )
 def test_a_dependency_that_a_stage_lacks_is_found(dependencies, missing):
-    code = "import torch\nfrom rubric_influence.metrics import write_metrics\nfrom rubric_influence.lab import models"
-    command = "python -m rubric_influence.execution a.ipynb out.ipynb"
+    code = "import torch\nfrom rubric_influence.core.files import write_json\nfrom rubric_influence.lab import networks"
+    command = "python -m rubric_influence notebook a.ipynb out.ipynb"
     assert find_missing_dependencies(command, {Path(name) for name in dependencies}, {"a.ipynb": code}) == missing
 
 
 def test_a_stage_that_runs_a_module_needs_it_and_what_it_imports():
-    missing = find_missing_dependencies("python -m rubric_influence.lab.models", set(), {})
-    assert missing == {"rubric_influence/lab/models.py", WORLD}
+    missing = find_missing_dependencies("python -m rubric_influence.lab.networks", set(), {})
+    assert missing == {"rubric_influence/lab/networks.py", WORLD}
 
 
 def test_a_stage_that_runs_nothing_known_is_found():
@@ -178,7 +181,7 @@ def test_every_imported_distribution_is_declared(folder, extras):
     distributions = packages_distributions()
     if folder in ("benchmarks", "tests"):  # have an environment of their own for what is only compared with
         declared |= {canonicalize_name(pin.name) for pin in read_pins("peers")}
-    for path in sorted((ROOT / folder).rglob("*.py")) + sorted((ROOT / folder).glob("*.ipynb")):
+    for path in sorted((ROOT / folder).rglob("*.py")) + sorted((ROOT / folder).rglob("*.ipynb")):
         modules = {module.split(".")[0] for module, _ in list_imports(read_code(path))}
         for module in modules - set(sys.stdlib_module_names) - UNDECLARED:
             names = {canonicalize_name(name) for name in distributions.get(module, [module])}

@@ -63,7 +63,7 @@ def test_the_package_runs_nothing_that_others_wrote(path):
     assert find_dangers(path.read_text(encoding="utf-8")) == []
 
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").rglob("*.ipynb"))
 
 
 def test_pandas_escapes_what_a_styled_table_shows_only_where_it_is_told_to():

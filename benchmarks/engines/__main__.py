@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.influence.__main__ import describe_machine
-from rubric_influence.metrics import write_metrics
+from rubric_influence.core.files import write_json
 
 PARTS = ("endpoint", "overhead", "vllm")
 GOALS = {("endpoint", "throughput_over_bare"): (">=", 0.90), ("overhead", "own_share"): ("<=", 0.05)}
@@ -44,7 +44,7 @@ def main() -> None:
         figures = getattr(module, f"measure_{part}")()
         machine = describe_machine(arguments.threads) | {"load_before": load}
         found[part] = {"machine": machine, **figures}
-        write_metrics(arguments.json, found)
+        write_json(arguments.json, found)
     for (part, name), (sign, limit) in GOALS.items():
         value = found.get(part, {}).get(name)
         verdict = "not measured"

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rubric_influence.config import ModelSpec
-from rubric_influence.generation import open_engine
-from rubric_influence.journal import Journal
+from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.journal import Journal
+from rubric_influence.engines.open import open_engine
 
 REQUESTS, CONCURRENCY, SECONDS, ROUNDS = 1500, 32, 0.2, 5
 SAMPLING = dict(seed=0, temperature=1.0, top_p=1.0, max_tokens=64)

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from rubric_influence.config import load_config
+from rubric_influence.core.profiles import load_config
+from rubric_influence.core.records import Document
 from rubric_influence.lab.world import draw_entities, load_field, write_document
-from rubric_influence.records import Document
-from rubric_influence.streaming import synthesise_corpus
+from rubric_influence.synthesis.streaming import synthesise_corpus
 
 WORLDS, ENTITIES = 8, 250
 

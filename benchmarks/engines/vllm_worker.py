@@ -16,10 +16,12 @@ from collections.abc import Callable
 from transformers import GenerationConfig
 
 from benchmarks.engines.overhead import make_documents
-from rubric_influence.config import Config, load_config
-from rubric_influence.generation import encode_prompts, open_engine
-from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.prompts import ask_pair
+from rubric_influence.core.config import Config
+from rubric_influence.core.profiles import load_config
+from rubric_influence.engines.open import open_engine
+from rubric_influence.models.chat import encode_prompts
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.synthesis.prompts import ask_pair
 
 BATCH = 256
 

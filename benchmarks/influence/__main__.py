@@ -48,7 +48,7 @@ from benchmarks.influence.speed import (
     measure_published,
     use_case,
 )
-from rubric_influence.metrics import write_metrics
+from rubric_influence.core.files import write_json
 
 # (section, figure) -> (what must hold, of it and the limit).
 GOALS = {
@@ -157,7 +157,7 @@ def main() -> None:
     for section, what, measure in list_measurements(Size(), case, arguments.seed, not arguments.skip_peers):
         tell(what)
         found[section] |= measure()
-        write_metrics(arguments.json, found)
+        write_json(arguments.json, found)
     tell("done")
     print_table(found)
 

@@ -27,10 +27,11 @@ from benchmarks.influence.__main__ import describe_machine
 from benchmarks.influence.fidelity import NEAR, SET_SIZE
 from benchmarks.influence.lab import WARM_UP, make_case
 from benchmarks.influence.variants import BATCH_TOKENS, REFERENCE, score_variants
-from rubric_influence.influence.agreement import correlate, draw_sets, measure_agreement, standardise
-from rubric_influence.influence.retraining import Retraining
-from rubric_influence.journal import Journal, scratch_folder
-from rubric_influence.metrics import write_metrics
+from rubric_influence.core.files import write_json
+from rubric_influence.core.journal import Journal
+from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.influence.checks.agreement import correlate, draw_sets, measure_agreement, standardise
+from rubric_influence.influence.checks.retraining import Retraining
 
 SEEDS = (0, 1, 2)
 LENGTHS = (WARM_UP.epochs, 3, 1)  # epochs of warm-up; the first, the pipeline's, is the table's
@@ -136,7 +137,7 @@ def main() -> None:
     gains = {str(epochs): [float(np.mean(e["gains"])) for e in entries] for epochs, entries in measured.items()}
     settings = {"seeds": SEEDS, "sets_a_seed": SETS, "set_size": SET_SIZE, "recipe": dataclasses.asdict(NEAR)}
     found = {"machine": describe_machine(arguments.threads), "settings": settings, "mean_gain": gains}
-    write_metrics(arguments.json, found | {"agreement_by_warm_up": summary})
+    write_json(arguments.json, found | {"agreement_by_warm_up": summary})
     print(tabulate(summary))
 
 

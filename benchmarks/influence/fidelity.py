@@ -6,13 +6,13 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.influence.lab import Case
-from rubric_influence.influence.agreement import draw_sets, measure_agreement
+from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement
+from rubric_influence.influence.checks.oracle import one_step_gains
+from rubric_influence.influence.checks.reference import reference_scores
+from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
 from rubric_influence.influence.moments import match_moments
-from rubric_influence.influence.oracle import one_step_gains
-from rubric_influence.influence.reference import reference_scores
-from rubric_influence.influence.retraining import Recipe, Retraining
 from rubric_influence.influence.scorers import GradientScorer
 
 BATCH_TOKENS = 4096

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from rubric_influence.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.core.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.core.records import QAPair
 from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.moments import AdamMoments, load_moments
 from rubric_influence.lab import world
-from rubric_influence.models import load_tokenizer
-from rubric_influence.records import QAPair
-from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
 
 DATA = Path(__file__).parents[2] / "data/lab"
 FIELD = DATA / "fields/medicine.yaml"

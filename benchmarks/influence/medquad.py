@@ -38,22 +38,22 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.influence.__main__ import describe_machine
 from benchmarks.influence.lab import PROMPTS
-from rubric_influence.config import FineTuning, Lora, ModelSpec
-from rubric_influence.influence.agreement import draw_sets, measure_agreement
+from rubric_influence.core.config import FineTuning, Lora, ModelSpec
+from rubric_influence.core.files import write_json
+from rubric_influence.core.records import QAPair
+from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement
+from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
 from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.influence.moments import AdamMoments, load_moments
-from rubric_influence.influence.retraining import Recipe, Retraining
 from rubric_influence.influence.scorers import GradientScorer
-from rubric_influence.journal import scratch_folder
-from rubric_influence.lab.models import build_model
-from rubric_influence.metrics import write_metrics
-from rubric_influence.models import load_tokenizer
-from rubric_influence.records import QAPair
-from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
-from rubric_influence.standins import train_tokenizer
+from rubric_influence.lab.networks import build_model
+from rubric_influence.lab.standins import train_tokenizer
+from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
 
 MEDQUAD, HISTORY = "medquad/qa.jsonl", "world_history/documents.jsonl"
 POOLS = ("in_domain", "history", "shuffled", "truncated")
@@ -292,7 +292,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     found = {"machine": describe_machine(threads=1), **measure(parts, settings), "settings": asdict(settings)}
-    write_metrics(arguments.json, found)
+    write_json(arguments.json, found)
     print("\n".join(list_rows(found)))
 
 

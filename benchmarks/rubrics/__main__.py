@@ -27,8 +27,8 @@ from benchmarks.rubrics.cells import Cell, parse_cell
 from benchmarks.rubrics.prompt_search import PACKAGE_NEEDED
 from benchmarks.rubrics.runs import run_cell, run_transfer
 from benchmarks.rubrics.summary import BASELINE, summarise_cells, tabulate_all
-from rubric_influence.layout import TUNED_ARMS, UNTUNED
-from rubric_influence.metrics import write_metrics
+from rubric_influence.core.files import write_json
+from rubric_influence.core.paths import TUNED_ARMS, UNTUNED
 
 ALL = "all"
 CELL = ("field", "target", "teacher")
@@ -65,7 +65,7 @@ def main() -> None:
     def write() -> dict:
         machine, summary = describe_machine(1), summarise_cells(entries)
         found = {"machine": machine, "cells": entries, "transfer": transfer, "summary": summary}
-        write_metrics(arguments.json, found)
+        write_json(arguments.json, found)
         return found
 
     for cell in cells:

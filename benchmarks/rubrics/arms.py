@@ -7,19 +7,20 @@ import torch
 
 from benchmarks.rubrics.preferences import train_by_preferences
 from benchmarks.rubrics.prompt_search import RubricSearch, search_rubrics
-from rubric_influence.config import Config
-from rubric_influence.generation import Engine, open_engine
+from rubric_influence.core.config import Config
+from rubric_influence.core.journal import Journal
+from rubric_influence.core.paths import TUNED_ARMS
+from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, keep_valid
+from rubric_influence.engines.base import Engine
+from rubric_influence.engines.open import open_engine
 from rubric_influence.influence.embeddings import embed, embedding_similarity
-from rubric_influence.journal import Journal
-from rubric_influence.layout import TUNED_ARMS
-from rubric_influence.records import Document, ExamItem, QAPair, Rubric, keep_valid
-from rubric_influence.rl import train_rubric_generator
-from rubric_influence.rubric_reward import Score
-from rubric_influence.scoring import TargetScorer
-from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
-from rubric_influence.stages.final import synthesise_arms
-from rubric_influence.stages.warmup import choose_pairs
-from rubric_influence.synthesis import deal_rubrics, follow_rubrics, write_pairs, write_rubrics
+from rubric_influence.pipeline.stages.final import synthesise_arms
+from rubric_influence.pipeline.stages.warmup import choose_pairs
+from rubric_influence.rl.grpo import train_rubric_generator
+from rubric_influence.rl.rubric_reward import Score
+from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.synthesis.writing import deal_rubrics, follow_rubrics, write_pairs, write_rubrics
+from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
 
 # Arms of RL -> (rl.reward, what scores the pairs that its rubrics lead to).
 RL_ARMS = {

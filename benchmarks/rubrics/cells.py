@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rubric_influence.config import Config, load_config
-from rubric_influence.journal import scratch_folder
-from rubric_influence.lab.models import FAMILIES
+from rubric_influence.core.config import Config
+from rubric_influence.core.fingerprints import fingerprint
+from rubric_influence.core.profiles import load_config
+from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.lab.networks import FAMILIES
 from rubric_influence.lab.world import load_field
-from rubric_influence.layout import fingerprint
 
 PROFILE = Path("params.yaml")
 LAB = Path("data/lab")
@@ -36,7 +37,7 @@ def parse_cell(text: str) -> Cell:
     for family in ("qwen3", target, teacher):
         if not (base := LAB / f"models/{field}-{family}").is_dir():
             raise ValueError(
-                f"cell {text!r} needs {base}, which is not there; make it: python -m rubric_influence.lab.pretraining "
+                f"cell {text!r} needs {base}, which is not there; make it: rubric-influence lab pretrain "
                 f"--field {LAB / 'fields' / field}.yaml --family {family} --out {base}"
             )
     return Cell(field, target, teacher)

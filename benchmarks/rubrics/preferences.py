@@ -26,15 +26,17 @@ import numpy as np
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from rubric_influence.config import Config, ModelSpec
-from rubric_influence.generation import TEMPLATE_OPTIONS, Engine, open_engine
-from rubric_influence.journal import deliver, discard
-from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.progress import show_progress
-from rubric_influence.prompts import ask_rubric
-from rubric_influence.records import Document
-from rubric_influence.rubric_reward import RubricReward, Score
-from rubric_influence.sft import share_arguments
+from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.records import Document
+from rubric_influence.core.scratch import deliver, discard
+from rubric_influence.engines.base import Engine
+from rubric_influence.engines.open import open_engine
+from rubric_influence.models.chat import TEMPLATE_OPTIONS
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.models.progress import show_progress
+from rubric_influence.rl.rubric_reward import RubricReward, Score
+from rubric_influence.synthesis.prompts import ask_rubric
+from rubric_influence.training.fine_tuning import share_arguments
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ The package is one of requirements/peers.txt: `make setup-peers`, then run .venv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rubric_influence.config import Config
-from rubric_influence.generation import Engine
-from rubric_influence.journal import Journal
-from rubric_influence.records import Document, Rubric
-from rubric_influence.rubric_reward import Score
-from rubric_influence.synthesis import write_pairs, write_rubrics
+from rubric_influence.core.config import Config
+from rubric_influence.core.journal import Journal
+from rubric_influence.core.records import Document, Rubric
+from rubric_influence.engines.base import Engine
+from rubric_influence.rl.rubric_reward import Score
+from rubric_influence.synthesis.writing import write_pairs, write_rubrics
 
 MINIBATCH = 8  # documents; every rubric of a candidate is used on at least one
 PACKAGE_NEEDED = "the arm gepa needs GEPA's package: make setup-peers, then run with .venv-peers/bin/python"

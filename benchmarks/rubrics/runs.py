@@ -13,17 +13,19 @@ import numpy as np
 from benchmarks.rubrics.arms import ARMS, SeedRun
 from benchmarks.rubrics.cells import Cell, configure, open_folder
 from benchmarks.rubrics.summary import BASELINE, find_best_baseline
-from rubric_influence.config import Config
-from rubric_influence.corpus import Corpus, build_corpus
-from rubric_influence.evaluation import bootstrap_means, evaluate, interval, summarise
-from rubric_influence.jobs import run_jobs
-from rubric_influence.journal import Journal
+from rubric_influence.core.config import Config
+from rubric_influence.core.journal import Journal
+from rubric_influence.core.paths import UNTUNED
+from rubric_influence.core.records import QAPair
+from rubric_influence.data.corpora import Corpus
+from rubric_influence.evaluation.harness import evaluate
+from rubric_influence.evaluation.intervals import bootstrap_means, interval, summarise
 from rubric_influence.lab.coverage import tabulate_choices
 from rubric_influence.lab.world import load_field
-from rubric_influence.layout import UNTUNED
-from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.records import QAPair
-from rubric_influence.sft import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.pipeline.stages.corpus import build_corpus
+from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
 
 RESULTS, TRANSFER = "results.jsonl", "transfer.jsonl"
 

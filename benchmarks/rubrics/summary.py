@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.rubrics.arms import ARMS, ROUNDS
-from rubric_influence.layout import UNTUNED
+from rubric_influence.core.paths import UNTUNED
 
 BASELINE = "initial"
 LARGEST_FACTOR = 2.5  # by which a topic's share may exceed or fall below the mean share

@@ -4,11 +4,10 @@
 
 The two commands that go through a corpus of any size, each in a process of its own for every size:
 
-synthesis   rubric_influence.streaming: lab documents in JSON Lines -> rubrics and pairs in Parquet shards, one pair a
-            document. Rubric generator and teacher are a local endpoint that answers at once: what is measured is what
-            the product itself needs.
-scoring     rubric_influence.influence.corpus: shards of as many pairs -> shards of scores. The target is an untrained
-            Llama of 16 hidden units, for speed; the code is what every target runs through.
+synthesise  lab documents in JSON Lines -> rubrics and pairs in Parquet shards, a pair a document. Rubric generator and
+            teacher are a local endpoint that answers at once: what is measured is what the product itself needs.
+score       shards of as many pairs -> shards of scores. The target is an untrained Llama of 16 hidden units, for speed;
+            the code is what every target runs through.
 
 peak_mib is the process's largest resident set, by the kernel's count (ru_maxrss). growth is that at the largest size
 over that at the one before. bytes_per_* are what lies on disk at the end, the answers' journal apart.
@@ -35,6 +34,7 @@ FIELD, PROFILE = "data/lab/fields/medicine.yaml", "params.yaml"
 ENTITIES = 250  # of a world, as a field has names for some 250 only
 WINDOW = 512  # documents or pairs of a shard
 LAUNCHER = str(Path(__file__).with_name("launcher.py"))
+COMMAND = [sys.executable, "-m", "rubric_influence"]
 PREPARE = [sys.executable, "-m", "benchmarks.scale.target"]
 
 
@@ -55,7 +55,7 @@ def write_documents(path: Path, count: int) -> None:
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    """Shards of pairs as rubric_influence.streaming writes them, of the columns that scoring reads."""
+    """Shards of pairs as `synthesise` writes them, of the columns that scoring reads."""
     folder.mkdir()
     rows, shards = [], 0
     for number, (field, entity, rng) in enumerate(draw_worlds(count), start=1):
@@ -87,7 +87,7 @@ def measure_synthesis(count: int, folder: Path) -> dict:
         profile["budget"]["final_pairs"], profile["synthesis"]["window"] = 1, WINDOW
         (folder / "params.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
         out = folder / "out"
-        command = [sys.executable, "-m", "rubric_influence.streaming", "--params", str(folder / "params.yaml")]
+        command = [*COMMAND, "synthesise", "--params", str(folder / "params.yaml")]
         found = run_measured([*command, "--documents", str(folder / "documents.jsonl"), "--out", str(out)])
     counts = json.loads((out / "counts.json").read_text(encoding="utf-8"))
     if counts["pairs"]["valid"] != count:
@@ -105,8 +105,8 @@ def measure_scoring(count: int, folder: Path) -> dict:
     """Of `count` lab pairs, along one direction."""
     write_pairs(folder / "pairs", count)
     subprocess.run([*PREPARE, str(folder)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    command = [sys.executable, "-m", "rubric_influence.influence.corpus", "--model", str(folder / "model")]
-    command += ["--checkpoints", str(folder / "checkpoint-1"), "--validation", str(folder / "validation.jsonl")]
+    command = [*COMMAND, "score", "--model", str(folder / "model")]
+    command += ["--checkpoint", str(folder / "checkpoint-1"), "--validation", str(folder / "validation.jsonl")]
     found = run_measured([*command, "--samples", str(folder / "pairs"), "--out", str(folder / "scores")])
     rows = sum(parquet.read_metadata(file).num_rows for file in (folder / "scores").glob("*.parquet"))
     if rows != count:

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rubric_influence.config import ModelSpec, load_config
+from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.profiles import load_config
+from rubric_influence.core.records import QAPair
 from rubric_influence.lab.world import draw_choice, draw_entities, load_field, write_pair
-from rubric_influence.models import load_tokenizer
-from rubric_influence.records import QAPair
-from rubric_influence.sft import fine_tune
+from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.training.fine_tuning import fine_tune
 
 
 def make_target(folder: Path) -> None:

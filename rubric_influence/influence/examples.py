@@ -7,7 +7,7 @@ from itertools import takewhile
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rubric_influence.prompts import fill
+from rubric_influence.core.text import fill
 
 IGNORED = -100  # the label of a token that carries no loss
 

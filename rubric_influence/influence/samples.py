@@ -7,7 +7,8 @@ import pyarrow as pa
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from rubric_influence.exams import check_object, check_text, read_json_lines
+from rubric_influence.core.checks import check_object, check_text
+from rubric_influence.core.files import read_json_lines
 from rubric_influence.influence.examples import Example, encode
 
 REQUIRED = ("id", "question", "answer")
@@ -53,13 +54,13 @@ def list_shards(folder: Path) -> list[Path]:
     """A folder's Parquet files, by name. Raises ValueError where it has none."""
     if not (shards := sorted(folder.glob("*.parquet"))):
         raise ValueError(
-            f"no *.parquet in {folder}; give a folder of shards, such as rubric_influence.streaming writes"
+            f"no *.parquet in {folder}; give a folder of shards, such as rubric_influence.synthesis.streaming writes"
         )
     return shards
 
 
 def read_shard(path: Path) -> list[Sample]:
-    """The valid pairs of a shard as rubric_influence.streaming writes it; none where it has none.
+    """The valid pairs of a shard as rubric_influence.synthesis.streaming writes it; none where it has none.
 
     Raises ValueError, naming the file, where it is damaged or lacks a column.
     """
@@ -68,7 +69,9 @@ def read_shard(path: Path) -> list[Sample]:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is no shard of pairs with {', '.join(REQUIRED)} and problem ({error})") from None
     if rows and (missing := [name for name in (*REQUIRED, "problem") if name not in rows[0]]):
-        raise ValueError(f"{path} has no column {missing[0]}; give shards that rubric_influence.streaming wrote")
+        raise ValueError(
+            f"{path} has no column {missing[0]}; give shards that rubric_influence.synthesis.streaming wrote"
+        )
     return [Sample(row["id"], row["question"], row["answer"]) for row in rows if not row["problem"]]
 
 

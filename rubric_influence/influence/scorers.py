@@ -27,6 +27,7 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
+from rubric_influence.core.config import Influence
 from rubric_influence.influence.examples import Example, collate
 from rubric_influence.influence.gradients import plan_batches, refuse_non_finite, sample_losses, sweep_gradients
 from rubric_influence.influence.layers import count_parameters, device_of, flatten, scored_parameters
@@ -246,3 +247,18 @@ def check_directions(directions: torch.Tensor, model: nn.Module) -> None:
     refuse_non_finite(directions, "direction")
     if not (lengths := directions.float().norm(dim=1)).all():
         raise ValueError(f"direction {int((lengths == 0).nonzero()[0])} is zero; its validation loss is flat")
+
+
+def open_configured_scorer(
+    model: nn.Module, directions: dict[str, torch.Tensor], moments: AdamMoments, settings: Influence
+) -> Scorer:
+    """The scorer that a profile's section influence asks for, along named directions [d] in their order."""
+    return open_scorer(
+        settings.estimator,
+        model,
+        torch.stack(list(directions.values())),
+        moments,
+        momentum=settings.momentum,
+        batch_tokens=settings.batch_tokens,
+        normalise=settings.normalise,
+    )

@@ -1,21 +1,17 @@
 """How well a lab model plays its roles, measured against the world's truth.
 
-    python -m rubric_influence.lab.fidelity data/lab/models/medicine-qwen3 --field data/lab/fields/medicine.yaml
-
 A teacher is faithful where its pair follows the rubric's topic and its answer holds the document's fact.
 """
 
-import argparse
 import random
 
 import pandas as pd
 
-from rubric_influence.config import ModelSpec
-from rubric_influence.generation import Engine, open_engine
+from rubric_influence.engines.base import Engine
 from rubric_influence.lab import world
 from rubric_influence.lab.pretraining import pair_prompt
-from rubric_influence.parsing import ParsedPair, parse_pair
-from rubric_influence.prompts import ask
+from rubric_influence.models.chat import ask
+from rubric_influence.synthesis.parsing import ParsedPair, parse_pair
 
 MAX_TOKENS = 64
 
@@ -50,18 +46,3 @@ def measure_fidelity(field: world.Field, teacher: Engine, count: int, seed: int)
     table = pd.DataFrame(rows)
     shares = table.groupby("question type").mean()
     return shares.assign(pairs=table.groupby("question type").size())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--field", required=True)
-    parser.add_argument("--count", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    teacher = open_engine(ModelSpec(path=arguments.model, dtype="float32", attention="eager"), batch_size=128)
-    print(measure_fidelity(world.load_field(arguments.field), teacher, arguments.count, arguments.seed).round(3))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,32 +1,29 @@
 """Pretraining of the lab's base model from scratch, on random worlds that are never used later.
 
-    python -m rubric_influence.lab.pretraining --field data/lab/fields/medicine.yaml --family qwen3 \
-        --out data/lab/models/medicine-qwen3
-
 Five tasks, mixed: document -> rubric (uniform over choices); document and rubric -> pair; document alone -> pair of a
 random choice; document -> one of its facts; question -> answer, closed-book, about a world the model has never
 seen (which teaches the form of an answer and the values that a topic can have, and nothing else). Copying from a
 document emerges only with a curriculum: documents of one to three facts first, of up to eight afterwards.
 
-Another field's base, or another family's, copies already: with `--start FOLDER` training goes on from its layers, and
+Another field's base, or another family's, copies already: with `start` training goes on from its layers, and
 from its embeddings of the words that both use, and takes less than half as long.
 """
 
-import argparse
-import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from rubric_influence.config import ModelSpec
+from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.files import write_json
 from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.lab import world
-from rubric_influence.lab.models import FAMILIES, build_model, build_tokenizer
-from rubric_influence.models import load_model, load_tokenizer
+from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.models.loading import load_model, load_tokenizer
 
 SHORT_DOCUMENT = 3  # facts in a document of the curriculum's first part, at most
 STEPS = {"scratch": (2000, 3500), "start": (300, 1700)}  # of the curriculum's two parts
@@ -114,30 +111,35 @@ def take_over(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, start:
             tensor.copy_(known[name])
 
 
-def pretrain(
-    field_path: str,
-    family: str,
-    out: str,
-    start: str | None,
-    short_steps: int,
-    full_steps: int,
-    batch_size: int,
-    seed: int,
-) -> dict:
-    """Train a base model, from scratch or from the base in the folder `start`, and write it to `out`.
+@dataclass(frozen=True)
+class Recipe:
+    """How a base model is made: `start` is the folder of a base to go on from, None for from scratch."""
 
-    Returns the recipe (also out/recipe.json): what it was made from, its size, and the mean loss of all steps.
+    field: str  # the field's table
+    family: str
+    out: str
+    start: str | None
+    short_steps: int
+    full_steps: int
+    batch_size: int = 24
+    seed: int = 0
+
+
+def pretrain(recipe: Recipe) -> dict:
+    """Train a base model and write it to recipe.out.
+
+    Returns (and writes to recipe.json) what it was made from, its size, and the mean loss of all steps.
     """
-    field = world.load_field(field_path)
-    torch.manual_seed(seed)
+    field = world.load_field(recipe.field)
+    torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(field)
-    model = build_model(tokenizer, family)
-    if start:
-        take_over(model, tokenizer, start)
+    model = build_model(tokenizer, recipe.family)
+    if recipe.start:
+        take_over(model, tokenizer, recipe.start)
     arguments = TrainingArguments(
-        output_dir=out,
-        max_steps=short_steps + full_steps,
-        per_device_train_batch_size=batch_size,
+        output_dir=recipe.out,
+        max_steps=recipe.short_steps + recipe.full_steps,
+        per_device_train_batch_size=recipe.batch_size,
         learning_rate=2e-3,
         adam_beta1=0.9,
         adam_beta2=0.98,
@@ -149,38 +151,18 @@ def pretrain(
         logging_steps=100,
         save_strategy="no",
         report_to="none",
-        seed=seed,
+        seed=recipe.seed,
     )
-    dataset = Examples(field, tokenizer, seed, short=short_steps * batch_size)
+    dataset = Examples(field, tokenizer, recipe.seed, short=recipe.short_steps * recipe.batch_size)
     trainer = Trainer(
         model, arguments, train_dataset=dataset, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id)
     )
     result = trainer.train()
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    recipe = dict(field=field.name, family=family) | ({"start": Path(start).name} if start else {})
-    recipe |= dict(short_steps=short_steps, full_steps=full_steps)
-    recipe |= dict(batch_size=batch_size, seed=seed, loss=result.training_loss, parameters=model.num_parameters())
-    with open(f"{out}/recipe.json", "w", encoding="utf-8") as file:
-        json.dump(recipe, file, indent=2)
-    return recipe
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--field", required=True)
-    parser.add_argument("--family", choices=FAMILIES, default="qwen3")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--start", metavar="FOLDER", help="a base to go on from")
-    parser.add_argument("--short-steps", type=int, help="2000; with --start 300")
-    parser.add_argument("--full-steps", type=int, help="3500; with --start 1700")
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
-    short, full = STEPS["start" if a.start else "scratch"]
-    short, full = (short if a.short_steps is None else a.short_steps), (full if a.full_steps is None else a.full_steps)
-    print(json.dumps(pretrain(a.field, a.family, a.out, a.start, short, full, a.batch_size, a.seed)))
-
-
-if __name__ == "__main__":
-    main()
+    model.save_pretrained(recipe.out)
+    tokenizer.save_pretrained(recipe.out)
+    start = {"start": Path(recipe.start).name} if recipe.start else {}
+    made = dict(field=field.name, family=recipe.family) | start
+    made |= dict(short_steps=recipe.short_steps, full_steps=recipe.full_steps, batch_size=recipe.batch_size)
+    made |= dict(seed=recipe.seed, loss=result.training_loss, parameters=model.num_parameters())
+    write_json(Path(recipe.out) / "recipe.json", made)
+    return made

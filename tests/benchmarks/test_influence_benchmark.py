@@ -11,7 +11,7 @@ from benchmarks.influence.fidelity import measure_cosine_error, measure_gains, m
 from benchmarks.influence.lab import BASE, draw_candidates, make_case
 from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.lab import world
-from rubric_influence.models import load_tokenizer
+from rubric_influence.models.loading import load_tokenizer
 
 TINY = speed.Size(hidden_size=128, layers=1, vocabulary=64, tokens=12, batch=2, samples=4)
 

@@ -9,8 +9,8 @@ from benchmarks.rubrics import __main__ as rubrics
 from benchmarks.rubrics import runs
 from benchmarks.rubrics.arms import ARMS, DPO_ARMS, RL_ARMS, ROUNDS, SEARCHED, SELECTED
 from benchmarks.rubrics.cells import Cell, configure, open_folder, parse_cell
-from rubric_influence.config import load_config
-from rubric_influence.layout import TUNED_ARMS, UNTUNED
+from rubric_influence.core.paths import TUNED_ARMS, UNTUNED
+from rubric_influence.core.profiles import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from rubric_influence.influence.agreement import draw_sets, measure_agreement, standardise
+from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement, standardise
 
 
 def draw(count, noise, seed=0):

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from rubric_influence.influence.checks.reference import reference_gradient
 from rubric_influence.influence.examples import collate
 from rubric_influence.influence.gradients import example_gradients, plan_batches, sample_losses, tapped
 from rubric_influence.influence.layers import scored_layers
-from rubric_influence.influence.reference import reference_gradient
 
 
 @pytest.fixture(scope="module")

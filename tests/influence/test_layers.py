@@ -3,7 +3,7 @@ from conftest import build_lora_model
 from peft import LoraConfig, get_peft_model
 
 from rubric_influence.influence.layers import scored_layers, scored_parameters
-from rubric_influence.lab.models import build_model
+from rubric_influence.lab.networks import build_model
 
 
 def test_factors_are_the_models_trainable_parameters(warmed):

@@ -7,10 +7,10 @@ import torch
 from conftest import draw_examples
 from torch import nn
 
+from rubric_influence.influence.checks.oracle import mean_loss, one_step_gains
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import Example
 from rubric_influence.influence.moments import AdamMoments, capture_moments
-from rubric_influence.influence.oracle import mean_loss, one_step_gains
 from rubric_influence.influence.scorers import GradientScorer
 
 WORDS = 3

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from rubric_influence.influence.checks.reference import reference_gamma
 from rubric_influence.influence.moments import AdamMoments
-from rubric_influence.influence.reference import reference_gamma
 
 
 def test_gamma_is_the_step_of_torch_adamw():

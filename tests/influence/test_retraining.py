@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import draw_examples
 
+from rubric_influence.influence.checks.oracle import one_step_gains
+from rubric_influence.influence.checks.retraining import MAX_GRAD_NORM, Recipe, Retraining
 from rubric_influence.influence.gradients import example_gradients
-from rubric_influence.influence.oracle import one_step_gains
-from rubric_influence.influence.retraining import MAX_GRAD_NORM, Recipe, Retraining
 
 TOKENS = 2048
 

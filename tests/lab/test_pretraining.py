@@ -1,34 +1,32 @@
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import set_seed
 
-from rubric_influence.config import ModelSpec
+from rubric_influence.cli.main import main
+from rubric_influence.core.config import ModelSpec
 from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.lab import pretraining
-from rubric_influence.lab.models import build_model, build_tokenizer
-from rubric_influence.lab.pretraining import Examples, draw_example, pretrain, take_over
-from rubric_influence.models import load_model, load_tokenizer
-from rubric_influence.parsing import parse_pair, parse_rubric
+from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.lab.pretraining import Examples, Recipe, draw_example, pretrain, take_over
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.synthesis.parsing import parse_pair, parse_rubric
 
 REPOSITORY = Path(__file__).parents[2]
 FIELD = REPOSITORY / "data/lab/fields/medicine.yaml"
 MODELS = sorted(path.parent for path in (REPOSITORY / "data/lab/models").glob("*/recipe.json"))
 
 
-def read_defaults(monkeypatch, start=()) -> dict:
+def read_defaults(monkeypatch, start=()) -> pretraining.Recipe:
     """What the command trains with when it is given a field and a folder, and perhaps a base to go on from."""
-    given = {}
-    names = ["field", "family", "out", "start", "short_steps", "full_steps", "batch_size", "seed"]
-    monkeypatch.setattr(pretraining, "pretrain", lambda *values: given.update(zip(names, values, strict=True)))
-    monkeypatch.setattr(sys, "argv", ["pretraining", "--field", "f", "--out", "o", *start])
-    pretraining.main()
-    return given
+    given = []
+    monkeypatch.setattr(pretraining, "pretrain", lambda recipe: given.append(recipe) or {})
+    assert main(["lab", "pretrain", "--field", "f", "--out", "o", *start]) == 0
+    return given[0]
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
@@ -37,7 +35,7 @@ def test_a_shipped_models_recipe_is_what_the_command_does_by_default(folder, mon
     start = ["--start", recipe["start"]] if "start" in recipe else []
     defaults = read_defaults(monkeypatch, start)
     for key in ("short_steps", "full_steps", "batch_size", "seed"):
-        assert recipe[key] == defaults[key], key
+        assert recipe[key] == getattr(defaults, key), key
     assert folder.name == f"{recipe['field']}-{recipe['family']}"
     assert recipe["parameters"] == load_model(ModelSpec(path=str(folder))).num_parameters()
 
@@ -80,7 +78,7 @@ def test_the_stream_depends_on_the_seed_alone(medicine):
 
 def test_twenty_steps_lower_the_loss_and_leave_a_folder_that_loads(medicine, tmp_path, capsys):
     out = tmp_path / "base"
-    recipe = pretrain(str(FIELD), "qwen3", str(out), None, short_steps=10, full_steps=10, batch_size=4, seed=0)
+    recipe = pretrain(Recipe(str(FIELD), "qwen3", str(out), None, short_steps=10, full_steps=10, batch_size=4))
     assert json.loads((out / "recipe.json").read_text(encoding="utf-8")) == recipe
     spec = ModelSpec(path=str(out), dtype="float32", attention="eager")
     trained, tokenizer = load_model(spec, "cpu"), load_tokenizer(spec)

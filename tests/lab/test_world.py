@@ -8,11 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.config import LabCorpus
-from rubric_influence.corpus import build_corpus
+from rubric_influence.core.config import LabCorpus
 from rubric_influence.lab import world
-from rubric_influence.lab.models import build_tokenizer
+from rubric_influence.lab.networks import build_tokenizer
 from rubric_influence.lab.pretraining import TASK_WEIGHTS, draw_example
+from rubric_influence.pipeline.stages.corpus import build_corpus
 
 FOLDER = Path(__file__).parents[2] / "data/lab/fields"
 FIELDS = {path.stem: world.load_field(path) for path in sorted(FOLDER.glob("*.yaml"))}

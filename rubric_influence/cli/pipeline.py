@@ -1,0 +1,105 @@
+"""Commands around a run of the pipeline: its plan, its parts, its results and its cost."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from rubric_influence.pipeline.costs import Setting
+
+
+@click.command()
+@click.argument("profile", type=Path, default="params.yaml")
+def plan(profile: Path) -> None:
+    """Check a profile and print what each stage will do, without loading weights.
+
+    \b
+    Example: rubric-influence plan conf/paper.yaml
+    """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.pipeline.plan import make_plan
+
+    click.echo(f"{profile}: {make_plan(load_config(profile)).describe()}")
+
+
+@click.command()
+@click.argument("source", type=Path)
+@click.argument("target", type=Path)
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook.")
+def notebook(source: Path, target: Path, parameters: tuple[tuple[str, str], ...]) -> None:
+    """Run the notebook SOURCE by papermill and write the executed copy to TARGET.
+
+    The copy holds no timestamps and no progress: the same results give the same bytes. A notebook that fails is
+    written all the same, to look into.
+
+    \b
+    Example: rubric-influence notebook notebooks/tutorials/influence.ipynb reports/influence.ipynb -p epochs 3
+    """
+    import yaml
+
+    from rubric_influence.pipeline.notebooks import execute
+
+    execute(source, target, {name: yaml.safe_load(value) for name, value in parameters})
+
+
+@click.command()
+@click.argument("stage", type=click.Choice(["warmup", "generators", "finetuning"]))
+def launch(stage: str) -> None:
+    """Do a stage's training over all processes that accelerate starts, as params.yaml says.
+
+    `dvc repro` then finds the work done and makes the stage's figures and report. The same command goes on from the
+    last checkpoint, if it is of as many processes.
+
+    \b
+    Example: accelerate launch --config_file conf/accelerate/node-8gpu.yaml -m rubric_influence launch generators
+    """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.pipeline.launch import launch_stage
+
+    launch_stage(stage, load_config())
+
+
+@click.command()
+@click.argument("evaluation", type=Path, default="metrics/evaluation.json")
+def results(evaluation: Path) -> None:
+    """Print who won, by how much, and how sure that is.
+
+    \b
+    Example: rubric-influence results
+    """
+    from rubric_influence.evaluation.results import print_results, read_results
+
+    click.echo(print_results(read_results(evaluation)))
+
+
+@click.command()
+def ledger() -> None:
+    """Print what a run asked models for and what that cost, by stage.
+
+    \b
+    Example: rubric-influence ledger
+    """
+    from rubric_influence.pipeline.spending import tabulate_stages
+
+    click.echo(tabulate_stages().to_string())
+
+
+@click.command()
+@click.option("--documents", type=int, multiple=True, default=[20_000, 1_000_000], help="Sizes of a corpus.")
+@click.option("--gpus", type=int, multiple=True, default=[1, 8, 64], help="Numbers of GPUs.")
+def costs(documents: tuple[int, ...], gpus: tuple[int, ...], **assumptions: float) -> None:
+    """Work out the hours and the price of a corpus of any size, and print where the time goes.
+
+    \b
+    Example: rubric-influence costs --documents 5000 --gpus 8 --teacher 70e9
+    """
+    from rubric_influence.pipeline.costs import print_costs
+
+    click.echo(print_costs(Setting(**assumptions), list(documents), list(gpus)))
+
+
+for field in reversed(fields(Setting)):
+    name = f"--{field.name.replace('_', '-')}"
+    costs = click.option(name, type=type(field.default), default=field.default)(costs)
+
+COMMANDS = [plan, notebook, launch, results, ledger, costs]

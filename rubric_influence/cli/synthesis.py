@@ -1,0 +1,97 @@
+"""Commands for synthetic sets: a corpus of any size, where a pair is from, and a set as a dataset."""
+
+import json
+from pathlib import Path
+
+import click
+
+PROFILE = click.option("--params", "profile", type=Path, default="params.yaml", help="The profile.")
+SEED = click.option("--seed", type=int, help="Default: the profile's first.")
+
+
+@click.command()
+@PROFILE
+@click.option("--documents", type=Path, required=True, help="A .jsonl file, or a folder of texts.")
+@click.option("--out", type=Path, required=True, help="The folder of shards.")
+@SEED
+def synthesise(profile: Path, documents: Path, out: Path, seed: int | None) -> None:
+    """Write rubrics and pairs for a corpus of any size, in Parquet shards; resumes where it stopped.
+
+    \b
+    Example: rubric-influence synthesise --documents documents.jsonl --out data/synthetic
+    """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.synthesis.streaming import describe_counts, synthesise_file
+
+    config = load_config(profile)
+    found = synthesise_file(documents, config, out, config.seeds[0] if seed is None else seed)
+    click.echo(f"{describe_counts(found)}, in {out}")
+
+
+@click.command()
+@click.argument("pair")
+@click.option("--corpus", type=Path, help="The folder of a streamed corpus, in place of data/final.")
+@click.option("--documents", type=Path, help="The streamed corpus's documents.")
+@click.option("--scores", type=Path, help="The folder of scores of the streamed corpus's pairs.")
+def trace(pair: str, corpus: Path | None, documents: Path | None, scores: Path | None) -> None:
+    """Print what made a pair: its document, rubric, models, seed and scores, as JSON.
+
+    \b
+    Example: rubric-influence trace 0f3a5c2b7d9e1846
+    """
+    from rubric_influence.synthesis.trace import find_in_shards, find_pair
+
+    if (documents or scores) and not corpus:
+        raise click.UsageError("--documents and --scores belong to --corpus")
+    traces = find_in_shards(pair, corpus, documents, scores) if corpus else find_pair(pair)
+    click.echo(json.dumps(traces, indent=2, ensure_ascii=False))
+
+
+@click.command()
+@PROFILE
+@click.option("--arm", help="An arm of data/final, with --seed.")
+@click.option("--shards", type=Path, help="A streamed corpus: the --out of synthesise.")
+@SEED
+@click.option("--exam", type=Path, default="data/corpus/exam.jsonl", help="The exam that shards are checked against.")
+@click.option("--license", "licence", required=True, help="An identifier of the hub's list, such as cc-by-4.0.")
+@click.option("--out", type=Path, required=True, help="The folder of the dataset.")
+@click.option("--push", metavar="NAME/REPO", help="Upload it to the Hugging Face hub, with the token in HF_TOKEN.")
+@click.option("--public", is_flag=True, help="With --push: for everyone; by default it is private.")
+def release(
+    profile: Path,
+    arm: str | None,
+    shards: Path | None,
+    seed: int | None,
+    exam: Path,
+    licence: str,
+    out: Path,
+    push: str | None,
+    public: bool,
+) -> None:
+    """Write a set of pairs as a dataset that `datasets.load_dataset` loads, with its card.
+
+    \b
+    Example: rubric-influence release --arm optimised --seed 0 --license cc-by-4.0 --out release
+    Example: rubric-influence release --shards data/synthetic --license cc-by-4.0 --out release --push NAME/REPO
+    """
+    from collections import Counter
+
+    from rubric_influence.core.files import read_records
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.core.records import ExamItem
+    from rubric_influence.synthesis.release import list_arm, list_shards, push_release, write_release
+
+    if (arm is None) == (shards is None):
+        raise click.UsageError("give one of --arm and --shards")
+    config, counts = load_config(profile), Counter()
+    if shards:
+        batches = list_shards(shards, config, read_records(exam, ExamItem), counts)
+    else:
+        batches = list_arm(arm, config.seeds[0] if seed is None else seed, counts)
+    write_release(out, batches, counts, licence, config)
+    click.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
+    if push:
+        click.echo(push_release(out, push, private=not public))
+
+
+COMMANDS = [synthesise, trace, release]

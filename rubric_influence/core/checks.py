@@ -1,0 +1,31 @@
+"""Checks of what users bring, with messages that name the value, what was expected and the fix."""
+
+MOST_LISTED = 20  # problems shown in one message; the rest are counted
+
+
+class RunStopped(RuntimeError):
+    """What stops a run and its user can mend: the message says what happened, what is kept and how to go on."""
+
+
+def refuse(heading: str, problems: list[str]) -> None:
+    """Raise one ValueError for all problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+        raise ValueError("\n  ".join([heading, *problems[:MOST_LISTED], *more]))
+
+
+def check_text(value: object, name: str) -> str:
+    """`value` without outer blanks. Raises ValueError unless it is non-empty text that UTF-8 can hold."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {value!r}, expected non-empty text")
+    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON's \ud800 without its partner
+        raise ValueError(f"{name} holds half a surrogate pair, which is no character: {value[:60]!r}; remove it")
+    return value.strip()
+
+
+def check_object(row: object) -> dict:
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {str(row)[:60]!r}")
+    return row

@@ -1,0 +1,38 @@
+"""What tells one model, or one set of weights, from another."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.records import content_id
+
+
+def hash_weights(folder: str | Path) -> str:
+    """Tells weights from others at the same path: a hash of each safetensors file's size, first and last MiB."""
+    parts: list[object] = []
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            head = stream.read(1 << 20)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - (1 << 20)))
+            parts += [file.name, size, hashlib.sha256(head + stream.read()).hexdigest()]
+    return content_id(*parts)
+
+
+def hash_adapter(folder: str | Path) -> str:
+    """Tells a LoRA adapter from others at the same path: its weights, and its settings, as alpha scales them."""
+    return content_id(hash_weights(folder), Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """Tells a model from every other: what its profile says, and its weights where they are local.
+
+    Of an endpoint only what shapes an answer counts, so that a new price or time limit makes no other model.
+    """
+    parts = [spec.model_dump(exclude={"endpoint", "adapter"}), hash_weights(spec.path)]
+    if spec.adapter:
+        parts.append(hash_adapter(spec.adapter))
+    if spec.endpoint:
+        parts += [spec.endpoint.base_url, spec.endpoint.extra_body]
+    return content_id(*parts)

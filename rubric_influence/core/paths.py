@@ -1,0 +1,48 @@
+"""Where every stage reads and writes, relative to the project's root, and the arms that are compared."""
+
+import os
+from pathlib import Path
+
+from rubric_influence.core.config import Config
+
+DOCUMENTS = Path("data/corpus/documents.jsonl")
+EXAM = Path("data/corpus/exam.jsonl")
+INITIAL = Path("data/initial")
+WARMUP = Path("data/warmup")
+INFLUENCE = Path("data/influence")
+GATE = Path("data/gate")
+GENERATORS = Path("data/generators")
+FINAL = Path("data/final")
+FINETUNED = Path("data/finetuned")
+ANSWERS = Path("data/evaluation/answers.parquet")
+METRICS = Path("metrics")
+PLOTS = Path("plots")
+
+UNTUNED = "untuned"
+# Arm -> what its pairs are made from. All have one pair budget.
+TUNED_ARMS = {
+    "no_rubric": "the teacher sees the document alone",
+    "expert_rubric": "fixed rubrics written by hand, before seeing the exam",
+    "initial": "rubrics of the generator before training",
+    "influence_filtered": "the best half, by influence, of twice as many initial pairs",
+    "optimised": "rubrics of the generator after training on influence",
+    "privileged_rubric": "fixed rubrics by someone who knows the exam: an upper mark",
+}
+
+
+def list_arms(config: Config) -> list[str]:
+    """The arms that a profile fine-tunes; no privileged rubric in the profile, no such arm."""
+    return [arm for arm in TUNED_ARMS if arm != "privileged_rubric" or config.prompts.privileged_rubrics]
+
+
+def seed_folder(root: Path, seed: int) -> Path:
+    return root / f"seed-{seed}"
+
+
+def enter_project() -> Path:
+    """Make the project's root the working directory, from wherever in it a notebook was opened, and return it."""
+    for folder in [Path.cwd(), *Path.cwd().parents]:
+        if (folder / "dvc.yaml").is_file():
+            os.chdir(folder)
+            return folder
+    raise FileNotFoundError(f"no dvc.yaml in {Path.cwd()} or above it; start inside a clone of the project")

@@ -1,0 +1,55 @@
+"""Profiles: one YAML file of parameters, read, merged and checked (core.config says what is allowed)."""
+
+import re
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from rubric_influence.core.config import Config
+
+
+def merge(base: dict, changes: dict) -> dict:
+    """`base` with the nested `changes` laid over it."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_config(path: str | Path = "params.yaml", changes: dict | None = None) -> Config:
+    """Read and check a profile, with nested `changes` laid over it.
+
+    Raises ValueError with one line for each wrong key: where it is, what was found and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no profile at {path}; give a YAML file such as params.yaml or one of conf/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not a mapping of sections")
+    try:
+        return Config.model_validate(merge(values, changes or {}))
+    except ValidationError as error:
+        raise ValueError("\n".join([f"{path} is not a valid profile:", *map(describe_error, error.errors())])) from None
+
+
+def describe_error(error: dict) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "profile"
+    found = error["input"]
+    if error["type"] == "extra_forbidden" and re.search("key|token|secret|password", where, re.IGNORECASE):
+        return f"  {where}: unknown parameter; a key belongs in the environment, see api_key_env"  # its value unsaid
+    if error["type"] == "extra_forbidden":
+        return f"  {where}: unknown parameter (value {found!r}); rubric_influence/core/config.py lists what there is"
+    if error["type"] == "missing":
+        return f"  {where}: missing; add it to the profile"
+    if error["type"] == "value_error":  # our own checks, which state what they found
+        return f"  {where}: {error['ctx']['error']}"
+    hint = ""
+    if isinstance(found, str) and "float" in error["type"]:
+        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
+    return f"  {where}: {error['msg']}; found {found!r}{hint}"

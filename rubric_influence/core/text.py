@@ -1,0 +1,35 @@
+"""What is done to text itself: words, templates, and control tokens made harmless."""
+
+import re
+
+
+def split_words(text: str) -> list[str]:
+    """The text's words in lower case, without punctuation."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def list_grams(words: list[str], length: int) -> list[tuple[str, ...]]:
+    """Every run of `length` consecutive words, in order."""
+    return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+
+
+# Where a chat's control token may start: <|im_start|>, </s>, <start_of_turn>, [INST], and their full-width kin.
+CONTROL = re.compile(r"<(?=[|/\uff5cA-Za-z_])|\[(?=/?[A-Z_]+\])")
+
+
+def fill(template: str, **slots: str) -> str:
+    """The template with its {slots} replaced, in one pass: a document that contains "{rubric}" stays as it is.
+
+    What is filled in is disarmed first, so that only the chat template writes control tokens.
+    """
+    safe = {name: disarm(text) for name, text in slots.items()}
+    return re.sub(r"\{(\w+)\}", lambda m: safe.get(m.group(1), m.group(0)), template)
+
+
+def disarm(text: str) -> str:
+    """The text with a blank inside whatever a tokenizer could read as a control token; other text as it is.
+
+    By form, not by one tokenizer's list: the same text goes to the generator, the teacher (which may be a server's,
+    with a tokenizer that nobody here sees) and the target.
+    """
+    return CONTROL.sub(lambda m: m.group(0) + " ", text)

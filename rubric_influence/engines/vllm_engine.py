@@ -1,0 +1,152 @@
+"""vLLM as a text engine: in this process, for servers with a GPU (generation.py states what every engine does).
+
+Its build for CPUs is the same source, so that what is tested without a GPU is the engine itself.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from pydantic import BaseModel
+
+from rubric_influence.core.config import ModelSpec
+from rubric_influence.engines.base import Completion, name_model
+from rubric_influence.models.chat import Conversation, check_room, encode_prompts, find_ends, read_row
+from rubric_influence.models.loading import check_adapter, load_tokenizer
+
+CPU_CACHE_BYTES = 1 << 30  # of keys and values; vLLM would take 0.9 of all memory
+
+
+class VLLMEngine:
+    """vLLM inside this process: its own batching, prefix cache and, over several GPUs, tensor parallelism.
+
+    `options` go to vllm.LLM as they are, for instance max_model_len. Request i draws from (seed, i). Prompts and
+    answers are tokenised here, as in TransformersEngine: vLLM's own text differs by a blank for some tokenizers. An
+    adapter is served beside the weights. A constrained completion that max_tokens cuts stays open: it is unfinished,
+    and will not parse. Raises ImportError where vLLM is not installed and ValueError for a prompt without room;
+    `attention` of the spec is vLLM's own affair.
+    """
+
+    independent = False
+
+    def __init__(self, spec: ModelSpec, **options):
+        try:
+            import vllm
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise ImportError(
+                f"the engine of {spec.path} is vllm, which is not installed ({error}): pip install .[vllm] on a "
+                "machine with a GPU, or set engine: transformers"
+            ) from error
+        self.tokenizer = load_tokenizer(spec)  # vLLM would fail late, or fall back, where the chat template is missing
+        self.name, self.vllm, self.adapter = name_model(spec), vllm, None
+        if spec.adapter:
+            folder = check_adapter(spec.adapter)
+            self.adapter = LoRARequest("adapter", 1, str(folder.resolve()))
+            options = dict(enable_lora=True, max_loras=1, max_lora_rank=choose_rank(folder)) | options
+        if current_platform.is_cpu():
+            options = choose_cpu_options() | options
+        with keep_threads():
+            self.llm = vllm.LLM(
+                model=spec.path,
+                revision=spec.revision,
+                tokenizer_revision=spec.revision,
+                dtype=spec.dtype,
+                tensor_parallel_size=spec.tensor_parallel,
+                gpu_memory_utilization=spec.gpu_memory,
+                load_format="safetensors",
+                trust_remote_code=False,
+                generation_config="vllm",
+                # Else a model may fill its tokens with blanks between the keys; vLLM ignores this if set on a request.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                **options,
+            )
+        settings = self.llm.llm_engine.model_config
+        self.room = settings.max_model_len
+        self.ends = find_ends(self.tokenizer, settings.try_get_generation_config().get("eos_token_id"), self.name)
+
+    def generate(
+        self,
+        conversations: list[Conversation],
+        *,
+        seed: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        schema: type[BaseModel] | None = None,
+    ) -> list[Completion]:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        if not conversations:
+            return []
+        prompts = encode_prompts(self.tokenizer, conversations)
+        check_room(prompts, max_tokens, self.room, self.name)
+        # One state a request; vLLM wants signed 64-bit seeds.
+        seeds = np.random.SeedSequence(seed).generate_state(len(prompts), np.uint64) >> np.uint64(1)
+        schema_json = schema.model_json_schema() if schema else None
+        parameters = [
+            self.vllm.SamplingParams(
+                seed=int(request_seed),
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_tokens,
+                stop_token_ids=self.ends,
+                detokenize=False,
+                structured_outputs=StructuredOutputsParams(json=schema_json) if schema_json else None,
+            )
+            for request_seed in seeds
+        ]
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self.llm.generate(asked, parameters, use_tqdm=False, lora_request=self.adapter)
+        rows = [read_row(self.tokenizer, list(output.outputs[0].token_ids), self.ends) for output in outputs]
+        return [
+            Completion(text, len(prompt), count, ended)
+            for prompt, (text, count, ended) in zip(prompts, rows, strict=True)
+        ]
+
+
+def choose_rank(adapter: str | os.PathLike) -> int:
+    """The least rank that vLLM has room for an adapter at: it takes some only (vllm.config.lora.MaxLoRARanks)."""
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    settings = PeftConfig.from_pretrained(adapter)
+    needed, offered = max([settings.r, *settings.rank_pattern.values()]), get_args(MaxLoRARanks)
+    if needed > max(offered):
+        raise ValueError(f"the adapter in {adapter} is of rank {needed}, vLLM serves up to {max(offered)}; merge it")
+    return min(rank for rank in offered if rank >= needed)
+
+
+def choose_cpu_options() -> dict:
+    """What vLLM's build for CPUs has to be told."""
+    return {
+        "enforce_eager": True,  # compiling takes longer than a test, and gains a sixth
+        "kv_cache_memory_bytes": CPU_CACHE_BYTES,
+        # A prompt that is cut into chunks rewinds its request's generator (vllm/v1/worker/gpu_model_runner.py, 3701),
+        # which CPU generators cannot, so that vLLM dies of a batch of seeded requests.
+        "enable_chunked_prefill": False,
+    }
+
+
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """On CPUs vLLM's workers get as many threads as this process has, not bound to cores.
+
+    By itself vLLM leaves one of them idle, binds the others whoever else is on these cores, and takes away
+    torch.set_num_threads where it runs in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0). The environment
+    variables are vLLM's and OpenMP's: what is set there already counts.
+    """
+    ours = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    added, set_threads = [name for name in ours if name not in os.environ], torch.set_num_threads
+    os.environ.update({name: ours[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        torch.set_num_threads = set_threads

@@ -1,0 +1,67 @@
+"""The results table: who won, by how much, and how sure that is."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from rubric_influence.core.paths import METRICS, TUNED_ARMS, UNTUNED
+
+SMALLEST_MEANINGFUL = 100_000_000  # parameters; below, a model of natural language knows too little to be examined
+MEANING = {UNTUNED: "the target as it is"} | TUNED_ARMS
+
+
+def read_results(path: str | Path = METRICS / "evaluation.json") -> dict:
+    """The evaluation's figures. Raises ValueError if there are none yet."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no results at {path}; run the pipeline first: make repro")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tabulate_results(results: dict) -> pd.DataFrame:
+    """One row an arm, best first: accuracy in per cent with its interval, and the gain over the initial generator."""
+    rows = []
+    for arm, figures in results["arms"].items():
+        gain = figures["gain_over_initial"]
+        rows.append(
+            {
+                "arm": arm,
+                "accuracy %": 100 * figures["mean"],
+                "95 % interval": "{:.1f} to {:.1f}".format(*(100 * bound for bound in figures["ci95"])),
+                "gain over initial": "" if arm == "initial" else f"{100 * gain['mean']:+.1f}",
+                "its 95 % interval": ""
+                if arm == "initial"
+                else "{:+.1f} to {:+.1f}".format(*(100 * bound for bound in gain["ci95"])),
+                "trained on": MEANING[arm],
+            }
+        )
+    table = pd.DataFrame(rows).sort_values("accuracy %", ascending=False, kind="stable")
+    return table.round({"accuracy %": 1}).set_index("arm")
+
+
+def read_out(results: dict) -> str:
+    """One sentence: what training the rubric generator on influence gained, and whether the interval excludes zero."""
+    gain = results["arms"]["optimised"]["gain_over_initial"]
+    low, high = (100 * bound for bound in gain["ci95"])
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference that this exam can show"
+    return (
+        f"Training the rubric generator on influence changed accuracy by {100 * gain['mean']:+.1f} points "
+        f"(95 % interval {low:+.1f} to {high:+.1f}) over the untrained generator: {verdict}. "
+        f"{results['seeds']} seeds, {results['items']} questions, chance {100 * results['chance']:.0f} %."
+    )
+
+
+def print_results(results: dict) -> str:
+    """The table, what it says, and what must be said beside it."""
+    return f"{tabulate_results(results).to_string()}\n\n{read_out(results)}\n{caution(results)}".rstrip()
+
+
+def caution(results: dict) -> str:
+    """What must be said beside the figures of a target too small for its exam; "" where nothing need be."""
+    if results["corpus"] == "lab" or results["target_parameters"] >= SMALLEST_MEANINGFUL:
+        return ""
+    return (
+        f"The target has {results['target_parameters'] / 1e6:.1f} million parameters, far too few to know anything of "
+        "this exam: these accuracies mean nothing. The run shows that every stage completes on this text."
+    )

@@ -1,0 +1,289 @@
+"""Scoring a corpus: the influence of every sample of a file, over any number of processes, resumable.
+
+`score_files` is what `rubric-influence score` runs. Files are JSON Lines with id, question and answer; validation items
+may have a topic. Where the samples are a folder of Parquet shards, as `rubric-influence synthesise` writes its pairs,
+the scores are a folder too, with a file for each shard, and memory holds one of them. A checkpoint is a folder with a
+LoRA adapter and moments.safetensors or a Trainer's optimizer.pt.
+
+Samples of like length make batches, and some batches a part; processes take parts in turn. A part's scores are on
+disk, in OUT.parts, before the next is begun: the same request made again goes on from there. The number of processes
+decides neither batches nor scores, which are the same bits where processes have equally many threads. One checkpoint
+is in memory at a time, and no gradient is stored.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from pyarrow import parquet
+from tqdm import tqdm
+
+from rubric_influence.core.config import Influence, ModelSpec
+from rubric_influence.core.files import replace_file
+from rubric_influence.core.fingerprints import fingerprint
+from rubric_influence.core.records import content_id
+from rubric_influence.influence.checkpoints import find_optimizer, load_trainer_moments
+from rubric_influence.influence.directions import validation_gradients
+from rubric_influence.influence.examples import Example
+from rubric_influence.influence.gradients import plan_batches
+from rubric_influence.influence.grouping import group_items
+from rubric_influence.influence.moments import load_moments
+from rubric_influence.influence.samples import Sample, encode_sample, list_shards, read_samples, read_shard
+from rubric_influence.influence.scorers import Estimator, Scorer, combine, open_configured_scorer
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.models.processes import broadcast
+
+BATCHES_PER_PART = 16
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+GROUPINGS = {None: "mean", "topic": "topics", "cluster": "clusters"}  # --by -> influence.directions
+WHOLE = "influence"  # the column along the gradient of all validation items
+
+
+def score_corpus(
+    state: PartialState,
+    openers: Sequence[Callable[[], tuple[Scorer, float]]],
+    names: list[str],
+    samples: Sequence[Sample],
+    tokenise: Callable[[Sample], Example],
+    out: Path,
+    batch_tokens: int,
+    provenance: dict,
+) -> None:
+    """Write `out`, a row a sample in their order: id, the score along every direction of `names`, tokens.
+
+    Each opener makes one checkpoint's scorer along the directions `names`, and its learning rate, by which checkpoints
+    are weighed. Scores are those of one call of each scorer, of the same `batch_tokens`, on all samples. `provenance`
+    tells all that shapes them but the samples' tokens: where both are as before, finished parts in OUT.parts are used
+    again. As JSON, with the learning rates, it is the file's metadata. Processes share the disk of `out`.
+
+    Raises ValueError for a direction called as another column is, and as tokenise and score do, naming the sample.
+    """
+    if taken := [name for name, times in Counter(["id", *names, "tokens"]).items() if times > 1]:
+        raise ValueError(f"the scores have a column {min(taken)!r} already; rename that topic")
+    lengths, tokens = [], hashlib.sha256()
+    for sample in tqdm(samples, "tokens", unit="sample", mininterval=2, disable=not state.is_main_process):
+        example = tokenise(sample)  # and again when it is scored: the ids of a whole corpus fill the memory
+        lengths.append(len(example.input_ids))
+        tokens.update(json.dumps([example.input_ids, example.labels]).encode())
+    batches = plan_batches(lengths, batch_tokens)
+    parts = [sum(batches[i : i + BATCHES_PER_PART], []) for i in range(0, len(batches), BATCHES_PER_PART)]
+    shaping = json.dumps(provenance, sort_keys=True), names, batch_tokens, BATCHES_PER_PART, tokens.hexdigest()
+    folder = out.with_name(f"{out.name}.parts") / content_id(*shaping)
+    rates = []
+    for place, opener in enumerate(openers):
+        scorer, rate = opener()
+        score_parts(state, partial(score_rows, scorer, samples, tokenise), names, parts, folder / f"checkpoint-{place}")
+        rates.append(rate)
+        del scorer  # before the next checkpoint is loaded
+    if state.is_main_process:
+        scores = combine([read_parts(folder / f"checkpoint-{i}", names, parts) for i in range(len(rates))], rates)
+        columns = {"id": [sample.id for sample in samples]} | dict(zip(names, scores.T.numpy(), strict=True))
+        columns["tokens"] = pa.array(lengths, pa.int32())
+        origin = json.dumps(provenance | {"learning_rates": rates}, ensure_ascii=False)
+        write_table(out, pa.table(columns).replace_schema_metadata({"provenance": origin}))
+        shutil.rmtree(folder)
+        with suppress(OSError):  # it holds parts of other settings
+            folder.parent.rmdir()
+
+
+def score_parts(state: PartialState, score: Callable, names: list[str], parts: list[list[int]], folder: Path) -> None:
+    """Score this process's share of the parts, `score(rows)` -> [b, k], that `folder` lacks; wait for the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    share = range(state.process_index, len(parts), state.num_processes)
+    pending = [number for number in share if read_part(folder, number, names, parts) is None]
+
+    def count_done() -> int:
+        return sum(len(parts[int(file.stem)]) for file in folder.glob("*.parquet"))
+
+    name = f"{folder.name}, {state.num_processes} process{'es' if state.num_processes > 1 else ''}"
+    show = {"desc": name, "unit": "sample", "mininterval": 2, "disable": not state.is_main_process}
+    with tqdm(total=sum(map(len, parts)), initial=count_done(), **show) as bar:
+        for number in pending:
+            columns = score(parts[number]).T.numpy()
+            write_table(folder / f"{number}.parquet", pa.table(dict(zip(names, columns, strict=True))))
+            bar.update(count_done() - bar.n)
+        state.wait_for_everyone()
+        bar.update(count_done() - bar.n)
+
+
+def score_rows(scorer: Scorer, samples: Sequence[Sample], tokenise: Callable, rows: list[int]) -> torch.Tensor:
+    """The scores [b, k] of some samples. Where a score is not finite, the error names the sample."""
+    examples = [tokenise(samples[row]) for row in rows]
+    try:
+        return scorer.score(examples)
+    except ValueError:
+        for row, example in zip(rows, examples, strict=True):
+            try:
+                scorer.score([example])
+            except ValueError as error:
+                raise ValueError(f"sample {samples[row].id!r}: {error}") from None
+        raise
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """In one step and with checksums, so that a file of this name is whole, or tells that it was damaged later."""
+    with replace_file(path) as partial:
+        parquet.write_table(table, partial, write_page_checksum=True)
+
+
+def read_part(folder: Path, number: int, names: list[str], parts: list[list[int]]) -> torch.Tensor | None:
+    """The scores [b, k] of a finished part; None where there is none, or a damaged one."""
+    try:
+        table = parquet.ParquetFile(folder / f"{number}.parquet", page_checksum_verification=True).read()
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    if table.column_names != names or table.num_rows != len(parts[number]):
+        return None
+    return torch.tensor([column.to_pylist() for column in table.columns]).T
+
+
+def read_parts(folder: Path, names: list[str], parts: list[list[int]]) -> torch.Tensor:
+    """The scores [n, k] at one checkpoint. Raises ValueError if a part is missing or damaged."""
+    scores = torch.empty(sum(map(len, parts)), len(names))
+    for number, rows in enumerate(parts):
+        part = read_part(folder, number, names, parts)
+        if part is None:
+            raise ValueError(f"part {number} in {folder} is lost; run this again, with OUT on a disk that hosts share")
+        scores[rows] = part
+    return scores
+
+
+def list_files(checkpoint: Path) -> list[Path]:
+    """What of a checkpoint shapes scores: its adapter's files and, last, the moments. Raises ValueError without."""
+    if missing := [name for name in ADAPTER if not (checkpoint / name).is_file()]:
+        raise ValueError(f"no {missing[0]} in {checkpoint}; give a folder with a LoRA adapter as peft saves it")
+    own = checkpoint / "moments.safetensors"
+    return [*(checkpoint / name for name in ADAPTER), own if own.is_file() else find_optimizer(checkpoint)]
+
+
+def load_checkpoint(spec: ModelSpec, checkpoint: Path, device: torch.device) -> PeftModel:
+    """The model with the checkpoint's adapter, trainable, by which an optimizer's parameters are told."""
+    model = load_model(spec, device)
+    try:
+        return PeftModel.from_pretrained(model, checkpoint, is_trainable=True, torch_device="cpu").eval()
+    except Exception as error:  # a damaged or foreign adapter raises almost anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the adapter in {checkpoint} cannot be put on {spec.path}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """What is scored, on which model, and how: what shapes the scores, and their provenance.
+
+    by: None, "topic" or "cluster": whether each topic or cluster of the validation items has a column as well.
+    template: what the model is asked. max_tokens: where samples are cut, None for nowhere.
+    """
+
+    model: str
+    checkpoints: Sequence[Path]
+    validation: Path
+    samples: Path
+    estimator: Estimator = "adam"
+    momentum: bool = False
+    dot: bool = False
+    by: str | None = None
+    clusters: int = 6
+    batch_tokens: int = 8192
+    template: str = "{question}"
+    max_tokens: int | None = None
+    dtype: str = "float32"
+
+
+def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None:
+    """Write the scores of request.samples to `out`, a file, or of shards a folder.
+
+    Raises ValueError for what cannot be scored, before any model is loaded where it can be told by then.
+    """
+    if request.estimator == "forward" and not request.dot:
+        raise ValueError("the forward estimator gives dot products, no cosines; add --dot")
+    sharded = request.samples.is_dir()
+    if out.is_dir() and not sharded:
+        raise ValueError(f"{out} is a folder; give --out the name of a file")
+    if out.is_file() and sharded:
+        raise ValueError(f"{request.samples} is a folder and {out} a file; give --out a folder")
+    files = [file for folder in request.checkpoints for file in list_files(folder)]
+    validation = read_samples(request.validation)
+    # Before any model is loaded: a file that is none is told at once.
+    shards = list_shards(request.samples) if sharded else []
+    samples = [] if sharded else read_samples(request.samples)
+    if request.by == "topic" and not all(item.topic for item in validation):
+        raise ValueError(f"{request.validation} has items without a topic; give each one, or leave out --by topic")
+    spec = ModelSpec(path=request.model, dtype=request.dtype)
+    settings = Influence(
+        estimator=request.estimator,
+        momentum=request.momentum,
+        batch_tokens=request.batch_tokens,
+        clusters=request.clusters,
+        normalise=not request.dot,
+        directions=GROUPINGS[request.by],
+    )
+    tokenise = partial(encode_sample, load_tokenizer(spec), request.template, request.max_tokens)
+    examples = [tokenise(item) for item in validation]
+    # Clusters are the main process's for all, as rounding might make others' differ.
+    first = load_checkpoint(spec, request.checkpoints[0], state.device) if request.by == "cluster" else None
+    groups = broadcast(group_items(first, validation, examples, settings, seed=0))
+    del first
+
+    def open_checkpoint(folder: Path) -> tuple[Scorer, float]:
+        model = load_checkpoint(spec, folder, state.device)
+        file = list_files(folder)[-1]
+        trainers = file.suffix != ".safetensors"
+        moments = load_trainer_moments(folder, model) if trainers else load_moments(file)
+        directions = {WHOLE: validation_gradients(model, examples, None, settings.batch_tokens)["all"]}
+        if groups:
+            directions |= validation_gradients(model, examples, groups, settings.batch_tokens)
+        return open_configured_scorer(model, directions, moments, settings), moments.learning_rate
+
+    given = dict(vars(request), checkpoints=list(request.checkpoints))
+    sizes, hashes = Counter(groups or []), hash_files([*files, request.validation])
+    shaping = json.loads(json.dumps(given, default=str)) | {  # paths as text
+        "weights": fingerprint(spec),
+        # With how many validation items each is of.
+        "directions": {WHOLE: len(examples)} | {name: sizes[name] for name in sorted(sizes)},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+    def describe(source: Path) -> dict:
+        return shaping | {"sha256": hashes | hash_files([source])}
+
+    if len(request.checkpoints) == 1:
+        open_checkpoint = cache(open_checkpoint)  # of several, one at a time is in memory
+    openers = [partial(open_checkpoint, folder) for folder in request.checkpoints]
+    names = [WHOLE, *sorted(sizes)]
+
+    def score(samples: Sequence[Sample], origin: dict, out: Path) -> None:
+        score_corpus(state, openers, names, samples, tokenise, out, settings.batch_tokens, origin)
+
+    if not sharded:
+        score(samples, describe(request.samples), out)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        scored, origin = out / shard.name, describe(shard)
+        if not is_scored(scored, origin) and (samples := read_shard(shard)):
+            score(samples, origin, scored)
+
+
+def hash_files(files: Sequence[Path]) -> dict[str, str]:
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def is_scored(path: Path, provenance: dict) -> bool:
+    """Whether a file of scores is there, whole, and of the same provenance."""
+    try:
+        found = json.loads(parquet.read_schema(path).metadata[b"provenance"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return False
+    found.pop("learning_rates", None)
+    return found == provenance

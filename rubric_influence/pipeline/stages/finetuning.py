@@ -1,0 +1,39 @@
+"""Stage 8: fine-tune the target on every arm's pairs."""
+
+import pandas as pd
+
+from rubric_influence.core.config import Config
+from rubric_influence.core.fingerprints import fingerprint
+from rubric_influence.core.paths import FINETUNED, list_arms, seed_folder
+from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.pipeline.stages.final import read_final_pairs
+from rubric_influence.training.fine_tuning import fine_tune
+
+
+def fine_tune_arms(config: Config) -> pd.DataFrame:
+    """An adapter for every arm and seed, in data/finetuned. Returns the last training loss of each."""
+    jobs = [(config, arm, seed) for arm in list_arms(config) for seed in config.seeds]
+    losses = run_jobs(fine_tune_arm, jobs, config.machine)
+    rows = [{"arm": arm, "seed": seed, "loss": loss} for (_, arm, seed), loss in zip(jobs, losses, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def fine_tune_arm(config: Config, arm: str, seed: int, keep: bool = False) -> float:
+    """The last training loss of one arm and seed; with `keep`, finished work stays in scratch for the stage to come."""
+    spec, settings = config.models.target, config.finetuning
+    pairs = read_final_pairs(arm, seed)
+    identity = (fingerprint(spec), pairs, config.prompts, config.lora, settings, seed)
+    log = fine_tune(
+        spec,
+        pairs,
+        config.prompts,
+        config.lora,
+        settings,
+        seed,
+        out=seed_folder(FINETUNED / arm, seed),
+        scratch=scratch_folder("finetuning", *identity),
+        name=f"{arm}, seed {seed}",
+        keep=keep,
+    )
+    return [entry["loss"] for entry in log if "loss" in entry][-1]

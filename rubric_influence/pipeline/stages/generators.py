@@ -1,0 +1,105 @@
+"""Stage 6: GRPO on the rubric generator, with influence as its reward."""
+
+import json
+
+import pandas as pd
+
+from rubric_influence.core.config import Config
+from rubric_influence.core.files import read_records, write_json
+from rubric_influence.core.fingerprints import fingerprint, hash_weights
+from rubric_influence.core.journal import Journal
+from rubric_influence.core.paths import DOCUMENTS, EXAM, GENERATORS, METRICS, PLOTS, WARMUP, seed_folder
+from rubric_influence.core.records import Document, ExamItem
+from rubric_influence.core.scratch import answers_path, scratch_folder
+from rubric_influence.engines.base import Completion, name_model
+from rubric_influence.engines.ledger import Ledger
+from rubric_influence.engines.open import open_engine
+from rubric_influence.models.processes import open_state
+from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.rl.grpo import train_rubric_generator
+from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.training.fine_tuning import list_checkpoints
+
+REWARDS = "pairs for rewards"
+LOGGED = (
+    *("reward", "influence", "guard_influence", "valid", "distinct_rubrics", "duplicate_pairs", "covered_directions"),
+    *("between_documents", "within_rubrics", "length_correlation", "entropy", "kl"),
+)
+
+
+def optimise_generators(config: Config) -> pd.DataFrame:
+    """An optimised rubric generator for every seed, in data/generators. Returns the training log, a row a step."""
+    logs = run_jobs(optimise_generator, [(config, seed) for seed in config.seeds], config.machine)
+    rows = [
+        {"seed": seed, "step": entry["step"]} | {key: entry[key] for key in LOGGED if key in entry}
+        for seed, log in zip(config.seeds, logs, strict=True)
+        for entry in log
+        if "reward" in entry
+    ]
+    table = pd.DataFrame(rows)
+    PLOTS.mkdir(exist_ok=True)
+    table.groupby("step").mean().drop(columns="seed").round(5).to_csv(PLOTS / "generators.csv")
+    phases = summarise_log(table)
+    ledgers = {f"seed-{seed}": account_for(config, seed) for seed in config.seeds}
+    write_json(METRICS / "generators.json", {"phases": phases, "ledger": ledgers})
+    return table
+
+
+def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[dict]:
+    """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
+    documents = read_records(DOCUMENTS, Document)
+    settings, state = config.synthesis, open_state()
+    if state.num_processes > 1 and config.models.teacher.engine == "vllm":
+        raise ValueError(
+            f"models.teacher.engine is vllm, which {state.num_processes} processes would each open on the same GPU; "
+            "serve the teacher with `vllm serve`, and set engine: openai with its address"
+        )
+    usd, tokens, processes = settings.budget_usd, settings.budget_tokens, state.num_processes
+    ledger = Ledger(usd and usd / processes, tokens and tokens // processes)  # each has its part of the budget
+    # Of an endpoint; a rerun is not to pay for them again.
+    kept = Journal(answers_path("generators", seed, state.process_index))
+    teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what=REWARDS)
+    warmup = seed_folder(WARMUP, seed)
+    weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
+    identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
+    return train_rubric_generator(
+        config,
+        documents,
+        teacher,
+        TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed),
+        seed,
+        out=seed_folder(GENERATORS, seed),
+        scratch=scratch_folder("generators", *identity),
+        keep=keep,
+    )
+
+
+def account_for(config: Config, seed: int) -> dict[str, dict]:
+    """What the teacher was asked in a seed's RL and what that cost, as a ledger reports it, by the trajectories.
+
+    The engine's own ledger knows what this process asked for; a run that went on from a checkpoint asked for less.
+    """
+    spec, ledger = config.models.teacher, Ledger()
+    endpoint, name = spec.endpoint, name_model(spec)
+    prices = (0.0, 0.0)
+    if endpoint:
+        prices = (endpoint.usd_per_million_prompt_tokens, endpoint.usd_per_million_completion_tokens)
+    with (seed_folder(GENERATORS, seed) / "trajectories.jsonl").open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            used = [Completion("", pair["prompt_tokens"], pair["completion_tokens"], True) for pair in row["pairs"]]
+            ledger.count(REWARDS, name, used, prices)
+    return ledger.report()
+
+
+def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
+    """Means of the first and of the last fifth of the steps, over seeds."""
+    ordered = table.sort_values("step", kind="stable")
+    fifth = max(1, table["step"].nunique() // 5) * table["seed"].nunique()
+    phases = {"first fifth": ordered.head(fifth), "last fifth": ordered.tail(fifth)}
+    shown = [key for key in LOGGED if key in table]
+    return pd.DataFrame({name: rows[shown].mean() for name, rows in phases.items()}).T
+
+
+def summarise_log(table: pd.DataFrame) -> dict:
+    """`compare_phases` for every seed, as metrics."""
+    return {f"seed-{seed}": compare_phases(rows).round(5).to_dict("index") for seed, rows in table.groupby("seed")}

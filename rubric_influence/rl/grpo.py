@@ -1,0 +1,164 @@
+"""GRPO on the rubric generator, with the influence of the pairs that its rubrics lead to as reward.
+
+At every step the generator writes a group of rubrics for each of some documents, the teacher writes pairs from them,
+the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Every rubric, pair and score is kept in
+`trajectories.jsonl`. A run that is interrupted goes on from its last checkpoint, with the same result.
+
+Processes that accelerate starts (rubric-influence launch) share every step: each generates its part of the rubrics,
+asks its teacher and scores its part of the pairs; the main process rewards and logs the whole.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from trl import GRPOConfig, GRPOTrainer
+
+from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.records import Document
+from rubric_influence.engines.base import Engine
+from rubric_influence.engines.transformers_engine import TransformersEngine
+from rubric_influence.models.chat import TEMPLATE_OPTIONS
+from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.models.processes import PROCESS_STRIDE, broadcast, finish, open_state, share_batch
+from rubric_influence.models.progress import show_progress
+from rubric_influence.rl.guards import WatchWindows
+from rubric_influence.rl.rubric_reward import RubricReward, Score
+from rubric_influence.synthesis.parsing import RubricOutput
+from rubric_influence.synthesis.prompts import ask_rubric
+from rubric_influence.training.fine_tuning import build_lora, find_whole_checkpoint, share_arguments
+
+
+def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTrainer], dict]:
+    """A TRL rollout function that samples rubrics under the JSON schema, for models too small to keep to it alone."""
+
+    def rollout(prompts: list, trainer: GRPOTrainer) -> dict:
+        tokenizer = trainer.processing_class
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        engine = TransformersEngine(model, tokenizer, "rubric generator", batch_size=len(prompts))
+        completions = engine.generate(
+            prompts,
+            seed=seed * 1_000_003 + trainer.state.global_step + PROCESS_STRIDE * open_state().process_index,
+            temperature=config.rl.temperature,
+            top_p=1.0,
+            max_tokens=config.synthesis.max_rubric_tokens,
+            schema=RubricOutput,
+        )
+        asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS)
+        written = [
+            tokenizer(c.text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for c in completions
+        ]
+        return {"prompt_ids": asked["input_ids"], "completion_ids": written, "logprobs": None}
+
+    return rollout
+
+
+def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
+    """TRL's arguments for a profile: one optimizer step for each generation batch.
+
+    Raises ValueError for a batch that the processes cannot share.
+    """
+    settings = config.rl
+    batch = settings.documents_per_step * settings.group_size
+    at_once, accumulated = share_batch(batch, settings.micro_batch, "documents_per_step * group_size")
+    vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
+    return GRPOConfig(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=accumulated,
+        num_generations=settings.group_size,
+        steps_per_generation=accumulated,
+        ddp_find_unused_parameters=False,  # every one is used
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        temperature=settings.temperature,
+        beta=settings.kl,
+        chat_template_kwargs=TEMPLATE_OPTIONS,
+        loss_type=settings.loss,
+        scale_rewards=settings.scale_rewards,
+        max_completion_length=config.synthesis.max_rubric_tokens,
+        logging_steps=1,
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        vllm_server_host="127.0.0.1",  # TRL's own default listens to every network
+        **vllm,
+        **share_arguments(seed),
+    )
+
+
+def load_best(spec: ModelSpec, checkpoint: str) -> torch.nn.Module:
+    """The generator, or the generator with its adapter, that the trainer wrote to a checkpoint."""
+    if (Path(checkpoint) / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(load_model(spec), checkpoint)
+    return load_model(spec.model_copy(update={"path": checkpoint, "revision": None}))
+
+
+def train_rubric_generator(
+    config: Config,
+    documents: Sequence[Document],
+    teacher: Engine,
+    score: Score,
+    seed: int,
+    out: str | Path,
+    scratch: str | Path,
+    keep: bool = False,
+) -> list[dict]:
+    """Optimise the rubric generator; returns TRL's log, one row a step.
+
+    The generator is the last, or the best by dev questions (rl.checkpoint); a run whose guard diverges ends early
+    (rubric_influence.rl.guards), and the log says so. `out` receives it (with rl.lora, merged) with its tokenizer, and
+    `trajectories.jsonl`: step, document, rubric, pairs with influence by direction (the last is the guard's), reward.
+    With `keep`, what is finished stays in `scratch`, and the next call delivers it and removes it.
+    Raises ValueError if the processes cannot share a step.
+    """
+
+    def train(work: Path) -> list[dict]:
+        return train_in(work, config, documents, teacher, score, seed)
+
+    return finish(train, "generator", out, scratch, keep)
+
+
+def train_in(
+    work: Path, config: Config, documents: Sequence[Document], teacher: Engine, score: Score, seed: int
+) -> list[dict]:
+    """Train to the end, or go on to it; work/generator then holds what `train_rubric_generator` delivers."""
+    spec = config.models.rubric_generator
+    arguments = build_arguments(config, seed, str(work / "trainer"))
+    tokenizer = load_tokenizer(spec)
+    work.mkdir(parents=True, exist_ok=True)
+    reward = RubricReward(config, documents, teacher, score, seed, work / "trajectories.jsonl")
+    last = find_whole_checkpoint(arguments.output_dir)
+    reward.rewind(int(last.rpartition("-")[2]) if last else 0)
+    rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
+    trainer = GRPOTrainer(
+        load_model(spec),
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
+        rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
+    )
+    if trainer.is_fsdp_enabled and config.rl.lora:
+        raise ValueError("rl.lora cannot be merged where FSDP shares the weights; use DDP, or set rl.lora to null")
+    trainer.add_callback(WatchWindows(reward.read_scores, broadcast(score.dev_served)))
+    show_progress(trainer, f"GRPO, seed {seed}", "reward", "influence", "guard_influence", "valid")
+    trainer.train(resume_from_checkpoint=last)
+    model, weights = trainer.accelerator.unwrap_model(trainer.model), None
+    if best := trainer.state.best_model_checkpoint:  # rl.checkpoint is dev
+        trainer.state.log_history.append({"step": trainer.state.best_global_step, "kept": Path(best).name})
+        model = load_best(spec, best)
+    elif trainer.is_fsdp_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model)  # every process has but a part of them
+    if open_state().is_main_process:
+        if config.rl.lora:
+            model = model.merge_and_unload()
+        finished = work / "generator"
+        model.save_pretrained(finished, safe_serialization=True, state_dict=weights)
+        tokenizer.save_pretrained(finished)
+        shutil.copy(reward.log, finished / "trajectories.jsonl")
+    return trainer.state.log_history

@@ -1,0 +1,96 @@
+"""What ends rubric optimisation early, and which of its checkpoints is kept: neither is up to the reward.
+
+Both look at windows, the steps between two checkpoints: at the influence that their pairs had along the guard's
+questions, which no reward sees, and along dev's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rubric_influence.rl.rewards import ServedDirections, measure_unit
+
+CERTAIN = 3.0  # standard errors by which the guard must have fallen
+
+
+@dataclass(frozen=True)
+class Window:
+    """Influence of a window's valid pairs along all validation questions and along the guard's.
+
+    The means, and their variances: the pairs' variance over their number.
+    """
+
+    validation: float
+    validation_variance: float
+    guard: float
+    guard_variance: float
+
+
+def summarise_window(scores_nk: torch.Tensor) -> Window:
+    """The window of pairs with these scores: validation's first, the guard's last. Raises ValueError for under two."""
+    if len(scores_nk) < 2:
+        raise ValueError(f"{len(scores_nk)} scores; a variance needs two")
+    ends_n2 = scores_nk[:, [0, -1]].double()
+    mean, variance = ends_n2.mean(dim=0).tolist(), (ends_n2.var(dim=0) / len(ends_n2)).tolist()
+    return Window(mean[0], variance[0], mean[1], variance[1])
+
+
+def find_divergence(windows: Sequence[Window]) -> str:
+    """Why the last window shows a reward that is being gamed; "" where it does not.
+
+    Since some earlier window the guard's mean has fallen by more than CERTAIN standard errors of the difference, and
+    validation's has not fallen: what the reward gained, no other expert question shares. A run that trades influence
+    for coverage loses both.
+    """
+    if not windows:
+        return ""
+    last = windows[-1]
+    for window in windows[:-1]:
+        error = (window.guard_variance + last.guard_variance) ** 0.5
+        if last.guard < window.guard - CERTAIN * error and last.validation >= window.validation:
+            return (
+                f"the guard's influence fell from {window.guard:.4g} to {last.guard:.4g} (standard error of the "
+                f"difference {error:.2g}), while that of the validation questions went from {window.validation:.4g} to "
+                f"{last.validation:.4g}: the reward is being gamed"
+            )
+    return ""
+
+
+class WatchWindows(TrainerCallback):
+    """Looks at the window that ends with every checkpoint.
+
+    It stops a run whose guard diverges, and, where there are dev questions to choose by, marks the checkpoint that ends
+    the window of the highest utility along them as the trainer's best, which it then keeps. `read_scores` gives, for
+    the steps at which windows end, the influence of each window's valid pairs, [pairs, directions].
+    """
+
+    def __init__(self, read_scores: Callable[[Sequence[int]], list[torch.Tensor]], dev_served: ServedDirections | None):
+        self.read_scores, self.dev_served = read_scores, dev_served
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> TrainerControl:
+        if not control.should_save:
+            return control
+        ends = [*range(args.save_steps, state.global_step, int(args.save_steps)), state.global_step]
+        scores = self.read_scores(ends)
+        if self.dev_served and len(scores[-1]):
+            utility = measure_dev(scores[-1], next(found for found in scores if len(found)), self.dev_served)
+            if state.best_metric is None or utility > state.best_metric:
+                state.best_metric, state.best_global_step = utility, state.global_step
+        if reason := find_divergence([summarise_window(found) for found in scores if len(found) > 1]):
+            state.log_history.append({"step": state.global_step, "stopped": reason})
+            control.should_training_stop = True
+        return control
+
+
+def measure_dev(scores_nk: torch.Tensor, first_nk: torch.Tensor, dev_served: ServedDirections) -> float:
+    """The set-level utility of these pairs along the dev directions, which stand before the guard's.
+
+    In the unit that the first window's pairs give, so that windows can be compared.
+    """
+    dev = slice(-1 - len(dev_served.weight_k), -1)
+    start = replace(dev_served, unit_k=measure_unit(first_nk[:, dev]))
+    return start.update(scores_nk[:, dev], torch.ones(len(scores_nk), dtype=torch.bool)).utility

@@ -1,0 +1,194 @@
+"""Every pair checked: repeated, the exam's, personal, in the wrong language, too short or long.
+
+A check only flags, with its reason; what is removed says the profile (`quality.remove`). Pairs may come in any
+number of batches: memory holds the index of near-duplicates.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+from py3langid.langid import LanguageIdentifier
+
+from rubric_influence.core.config import Quality
+from rubric_influence.core.records import ExamItem, QAPair
+from rubric_influence.core.text import list_grams, split_words
+from rubric_influence.data.contamination import ContaminationIndex
+
+REMOVED = "removed: "  # how the problem of a pair begins that was valid, and is not kept
+PERMUTATIONS = 128
+SHINGLE = 3  # words
+FEWEST_WORDS = 10  # of a text whose language is told: shorter ones are guesses
+SUREST = 0.95  # the probability from which a language is believed
+Flags = dict[str, str]  # check -> why
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [n, h]
+
+# Forms, not meanings: a name is no pattern. Where a form has check digits they must be right.
+PERSONAL = {
+    "e-mail address": re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,4}\b"),
+    "telephone number": re.compile(
+        r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]?\d{2,4}){2,3}"
+        r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
+    ),
+    "social security number": re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"),
+    "payment card number": re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"),
+    "IBAN": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+    "IP address": re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])"),
+}
+
+
+def passes_luhn(number: str) -> bool:
+    """Whether a payment card's last digit checks the others (ISO/IEC 7812-1)."""
+    digits = [int(digit) for digit in reversed(number) if digit in "0123456789"]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def passes_mod97(iban: str) -> bool:
+    """Whether an IBAN's check digits are right (ISO 13616)."""
+    compact = iban.replace(" ", "")
+    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
+
+
+def find_personal_data(text: str) -> str:
+    """The kind of personal data whose form the text holds, the first such of `PERSONAL`; "" where there is none."""
+    checks = {"payment card number": passes_luhn, "IBAN": passes_mod97}
+    for kind, pattern in PERSONAL.items():
+        if any(checks.get(kind, bool)(match.group()) for match in pattern.finditer(text)):
+            return kind
+    return ""
+
+
+class LanguageCheck:
+    """Tells texts that are surely in another language than the one expected (ISO 639-1)."""
+
+    def __init__(self, language: str):
+        self.language = language
+        self.identifier = LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
+        if language not in self.identifier.labels:
+            raise ValueError(f"quality.language is {language!r}, expected one of {sorted(self.identifier.labels)}")
+
+    def find(self, text: str) -> str:
+        if len(split_words(text)) < FEWEST_WORDS:
+            return ""
+        found, probability = self.identifier.classify(text)
+        return f"reads as {found}" if found != self.language and probability >= SUREST else ""
+
+
+class NearDuplicates:
+    """Texts seen so far, and which of them a new one nearly repeats.
+
+    The similarity of two texts is |A & B| / |A | B| (Jaccard) of the sets of their runs of three words. Candidates
+    come from locality-sensitive hashing of MinHash signatures (datasketch), which may miss a few near the threshold;
+    each candidate's similarity is then exact, so that nothing below it is ever found.
+    """
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+        # Looser than what is asked for, as candidates cost little and what is missed stays missed.
+        self.index = MinHashLSH(threshold=0.75 * threshold, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self.empty = MinHash(num_perm=PERMUTATIONS, seed=1)
+        self.shingles: dict[str, tuple[int, frozenset[int]]] = {}  # name -> its place in order, its runs of words
+
+    def add(self, name: str, text: str) -> str:
+        """Add a text under a name of its own; returns the earliest name that it nearly repeats (not added then)."""
+        words = split_words(text)
+        grams = {" ".join(gram).encode() for gram in list_grams(words, min(SHINGLE, len(words)))}
+        signature = self.empty.copy()
+        signature.update_batch(sorted(grams))
+        own = frozenset(signature.hashfunc(gram) for gram in grams)
+        for other in sorted(self.index.query(signature), key=lambda found: self.shingles[found][0]):
+            known = self.shingles[other][1]
+            if len(own & known) >= self.threshold * len(own | known):
+                return other
+        self.shingles[name] = len(self.shingles), own
+        self.index.insert(name, signature, check_duplication=False)
+        return ""
+
+
+class ExamMeanings:
+    """Exam questions in an embedding space, and how near to one a text must lie to count as its paraphrase.
+
+    The threshold is the exam's own: the `part` quantile of the cosines between each question and its nearest other.
+    Two questions of one exam are different questions, so what lies nearer than nearly all of these says the same.
+    """
+
+    def __init__(self, items: Sequence[ExamItem], embed: Embed, part: float):
+        if len(items) < 2:
+            raise ValueError(f"{len(items)} exam questions; at least two are needed to tell what is near")
+        self.items, self.embed = items, embed
+        self.known = np.asarray(embed([item.question for item in items]))
+        among = self.known @ self.known.T
+        np.fill_diagonal(among, -1.0)
+        self.threshold = float(np.quantile(among.max(axis=1), part))
+
+    def find(self, texts: Sequence[str]) -> list[str]:
+        cosines = np.asarray(self.embed(texts)) @ self.known.T
+        found = []
+        for place, cosine in zip(cosines.argmax(axis=1), cosines.max(axis=1), strict=True):
+            item, near = self.items[place], cosine > self.threshold
+            found.append(f"cosine {cosine:.3f} with {item.split} question {item.id}" if near else "")
+        return found
+
+
+class Screen:
+    """All checks of one set of pairs, in the order in which they are given."""
+
+    def __init__(self, settings: Quality, exam: Sequence[ExamItem], embed: Embed | None = None):
+        """Without `embed` no meanings are compared. Raises ValueError for a language that is not known."""
+        self.settings = settings
+        self.seen = NearDuplicates(settings.near_duplicate)
+        self.words = ContaminationIndex(exam, words=settings.exam_words)
+        part = settings.exam_meaning
+        self.meanings = ExamMeanings(exam, embed, part) if embed and part is not None and len(exam) > 1 else None
+        self.language = LanguageCheck(settings.language) if settings.language else None
+
+    def check(self, pairs: Sequence[QAPair]) -> list[Flags]:
+        """The flags of every pair, in order; a pair with a problem has none and is compared with no other."""
+        valid = [pair for pair in pairs if not pair.problem]
+        near = self.meanings.find([pair.question for pair in valid]) if self.meanings and valid else [""] * len(valid)
+        meanings = iter(near)
+        return [{} if pair.problem else self.check_one(pair, next(meanings)) for pair in pairs]
+
+    def check_one(self, pair: QAPair, meaning: str) -> Flags:
+        text = f"{pair.question} {pair.answer}"
+        words, personal = len(split_words(text)), find_personal_data(text)
+        fits = self.settings.shortest <= words <= self.settings.longest
+        earlier = self.seen.add(pair.id, text)
+        found = {
+            "near_duplicate": f"nearly repeats pair {earlier}" if earlier else "",
+            "exam_words": self.words.find(text),
+            "exam_meaning": meaning,
+            "personal_data": f"holds the form of: {personal}" if personal else "",
+            "language": self.language.find(text) if self.language else "",
+            "length": "" if fits else f"{words} words",
+        }
+        return {check: why for check, why in found.items() if why}
+
+
+def remove_flagged(pairs: Sequence[QAPair], flags: Sequence[Flags], checks: Sequence[str]) -> list[QAPair]:
+    """The pairs, those with one of these flags marked as removed by the first of `checks` that flags them."""
+    kept = []
+    for pair, found in zip(pairs, flags, strict=True):
+        check = next((check for check in checks if check in found), None)
+        kept.append(replace(pair, problem=f"{REMOVED}{check}: {found[check]}") if check else pair)
+    return kept
+
+
+def count_flags(pairs: Sequence[QAPair], flags: Sequence[Flags]) -> dict[str, object]:
+    """Of pairs after `remove_flagged`: valid = kept + removed, removed by reason, and flagged by check (kept or not).
+
+    A pair may have several flags, but is removed for one reason only.
+    """
+    removed = Counter(p.problem[len(REMOVED) :].split(":")[0] for p in pairs if p.problem.startswith(REMOVED))
+    flagged = Counter(check for found in flags for check in found)
+    kept = sum(not pair.problem for pair in pairs)
+    return {
+        "valid": kept + removed.total(),
+        "kept": kept,
+        "removed": dict(sorted(removed.items())),
+        "flagged": dict(sorted(flagged.items())),
+    }

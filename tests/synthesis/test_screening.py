@@ -1,0 +1,131 @@
+"""Hand-made pairs for every check, and how their counts add up."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rubric_influence.core.config import Quality
+from rubric_influence.core.records import ExamItem, QAPair
+from rubric_influence.synthesis.screening import (
+    ExamMeanings,
+    LanguageCheck,
+    NearDuplicates,
+    Screen,
+    count_flags,
+    find_personal_data,
+    passes_luhn,
+    passes_mod97,
+    remove_flagged,
+)
+
+TEXT = "one two three four five six seven eight nine ten"  # 8 runs of three words
+
+
+def pair(question: str, answer: str = "yes", slot: int = 0, problem: str = "") -> QAPair:
+    return QAPair(question, answer, "d", "r", "t", 0, slot, problem)
+
+
+def test_a_near_duplicate_is_found_from_its_jaccard_similarity_on():
+    changed = TEXT.replace("ten", "so")  # 7 runs shared of 9: 0.778
+    assert NearDuplicates(0.7).add("a", TEXT) == ""
+    for threshold, found in ((0.77, "a"), (0.78, "")):
+        seen = NearDuplicates(threshold)
+        seen.add("a", TEXT)
+        assert seen.add("b", changed) == found
+
+
+def test_the_earliest_is_named_and_case_and_punctuation_do_not_count():
+    seen = NearDuplicates(0.8)
+    assert [seen.add(name, text) for name, text in (("a", TEXT), ("b", "other"), ("c", TEXT.upper() + "!"))] == [
+        *("", "", "a")
+    ]
+
+
+@given(st.lists(st.text(max_size=30), max_size=12))
+def test_a_repeated_text_is_always_found(texts):
+    seen = NearDuplicates(0.8)
+    for place, text in enumerate(texts):
+        seen.add(f"first {place}", text)
+    assert all(seen.add(f"again {place}", text) for place, text in enumerate(texts))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to jane.doe@example.org today", "e-mail address"),
+        ("call +44 20 7946 0958 now", "telephone number"),
+        ("call (555) 123-4567 now", "telephone number"),
+        ("it is 078-05-1120 .", "social security number"),
+        ("paid with 4111 1111 1111 1111 .", "payment card number"),
+        ("paid with 4111 1111 1111 1112 .", ""),
+        ("to GB82 WEST 1234 5698 7654 32", "IBAN"),
+        ("to GB83 WEST 1234 5698 7654 32", ""),
+        ("from 192.168.0.1 it came", "IP address"),
+        ("version 1.2.3.4.5 of 300.1.1.1", ""),
+        ("between 2001-2005, 95% CI 1.20-3.45, p < 0.001, n = 12345", ""),
+        ("a dose of 500 mg, 3 times, in 10-20 patients (2019; 12: 345-352)", ""),
+    ],
+)
+def test_personal_data_is_told_by_form_and_check_digits(text, kind):
+    assert find_personal_data(text) == kind
+
+
+def test_check_digits_by_hand():
+    # 79927398713: from the right 3+2+7+9+3+2+9+7 ... the textbook's valid number; one digit off is none.
+    assert passes_luhn("79927398713") and not passes_luhn("79927398710")
+    assert passes_mod97("DE89 3704 0044 0532 0130 00") and not passes_mod97("DE88 3704 0044 0532 0130 00")
+
+
+def test_another_language_is_found_in_long_texts_only():
+    english = LanguageCheck("en")
+    assert english.find("Le patient doit prendre ce médicament avec de l'eau tous les matins avant le repas") == (
+        "reads as fr"
+    )
+    assert english.find("The patient should take this drug with water every morning before the meal") == ""
+    assert english.find("Bonjour le monde") == ""
+    with pytest.raises(ValueError, match="quality.language is 'xx', expected one of"):
+        LanguageCheck("xx")
+
+
+def test_a_paraphrase_lies_nearer_than_exam_questions_to_each_other():
+    vectors = {"a": (1.0, 0.0), "b": (0.8, 0.6), "c": (0.0, 1.0), "near a": (0.96, 0.28), "far": (0.6, -0.8)}
+    items = [ExamItem(text, ("y", "n"), 0, "test") for text in "abc"]
+    meanings = ExamMeanings(items, lambda texts: np.array([vectors[text] for text in texts]), 1.0)
+    assert meanings.threshold == pytest.approx(0.8)  # a and b
+    found = meanings.find(["near a", "far", "c"])
+    assert found[0] == f"cosine 0.960 with test question {items[0].id}" and found[1] == ""
+    assert "1.000" in found[2]
+
+
+def test_flags_remove_nothing_unless_asked_and_counts_add_up():
+    exam = [ExamItem("which drug is given first for severe pain ?", ("a", "b"), 0, "test")]
+    pairs = [
+        pair(TEXT),
+        pair(TEXT, slot=1),
+        pair("Say: which drug is given first for severe pain?", "write to a@b.org", 2),
+        pair("", "", 3, "no JSON object"),
+        pair("too", "short", 4),
+    ]
+    flags = Screen(Quality(), exam).check(pairs)
+    assert [sorted(found) for found in flags] == [
+        *([], ["near_duplicate"], ["exam_words", "personal_data"], [], ["length"])
+    ]
+    assert flags[1]["near_duplicate"] == f"nearly repeats pair {pairs[0].id}"
+    assert remove_flagged(pairs, flags, []) == pairs
+    kept = remove_flagged(pairs, flags, ["near_duplicate", "exam_words"])
+    assert [p.problem for p in kept[1:3]] == [
+        f"removed: {c}: {flags[i + 1][c]}" for i, c in enumerate(("near_duplicate", "exam_words"))
+    ]
+    assert count_flags(kept, flags) == {
+        "valid": 4,
+        "kept": 2,
+        "removed": {"exam_words": 1, "near_duplicate": 1},
+        "flagged": {"exam_words": 1, "length": 1, "near_duplicate": 1, "personal_data": 1},
+    }
+
+
+def test_pairs_in_batches_have_the_flags_of_all_at_once():
+    pairs = [pair(f"{TEXT} {number % 7}", slot=number) for number in range(20)]
+    whole, parts = Screen(Quality(), []), Screen(Quality(), [])
+    assert whole.check(pairs) == [found for start in range(0, 20, 6) for found in parts.check(pairs[start : start + 6])]

@@ -1,0 +1,256 @@
+"""A corpus through a real endpoint: windows, resuming, and what a crash, a full disk or a bad server may not do."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from faulty_server import FaultyServer
+from pyarrow import parquet
+
+from rubric_influence.core.profiles import load_config, merge
+from rubric_influence.core.records import Document
+from rubric_influence.engines.ledger import BudgetReached
+from rubric_influence.synthesis.streaming import stream_documents, synthesise_corpus
+from rubric_influence.synthesis.trace import find_in_shards
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [Document(f"drug number {number} is a drug .", "", "list") for number in range(40)]
+
+
+def profile(url: str, **synthesis) -> dict:
+    endpoint = dict(base_url=url, concurrency=8, timeout=1.0, backoff=0.01, attempts=30)
+    model = dict(path="m", engine="openai", endpoint=endpoint)
+    return {
+        "models": {"rubric_generator": model, "teacher": model},
+        "budget": {"final_pairs": 2},
+        "synthesis": {"window": 16} | synthesis,
+    }
+
+
+@pytest.fixture
+def configure(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return lambda server, **synthesis: load_config("params.yaml", profile(server.url, **synthesis))
+
+
+def read_rows(out: Path) -> dict[str, list[dict]]:
+    return {
+        what: [row for path in sorted((out / what).glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+        for what in ("rubrics", "pairs")
+    }
+
+
+def read_answers(out: Path) -> Counter:
+    """Key -> how often it was answered and kept."""
+    lines = [line for path in (out / "answers").glob("*.jsonl") for line in path.read_bytes().split(b"\n") if line]
+    return Counter(json.loads(line)["key"] for line in lines)
+
+
+@pytest.fixture
+def undisturbed(configure, tmp_path):
+    with FaultyServer() as server:
+        found = synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "undisturbed", 0)
+    return found, read_rows(tmp_path / "undisturbed"), len(server.answered), server.url
+
+
+def test_every_window_is_a_shard_and_counts_add_up(undisturbed, tmp_path):
+    found, rows, answered, _ = undisturbed
+    assert sorted(path.name for path in (tmp_path / "undisturbed/pairs").iterdir()) == [
+        f"{number:05d}.parquet" for number in range(3)
+    ]
+    assert found["documents"] == 40
+    requests = 0
+    for what in ("rubrics", "pairs"):
+        counts, ledger = found[what], found["ledger"][f"{what}: m"]
+        assert counts["requested"] == counts["valid"] + counts["invalid"] + counts["failed"] == len(rows[what])
+        assert counts["invalid"] == sum(bool(row["problem"]) for row in rows[what]) > 0
+        assert ledger["requests"] == counts["requested"] and ledger["prompt_tokens"] == 10 * counts["requested"]
+        requests += counts["requested"]
+    assert requests == answered
+
+
+@pytest.mark.faults
+def test_a_server_that_fails_three_times_in_ten_changes_nothing(undisturbed, configure, tmp_path):
+    found, rows, answered, _ = undisturbed
+    with FaultyServer(faults=0.3, seed=5) as server:
+        disturbed = synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "out", 0)
+    assert disturbed == found and read_rows(tmp_path / "out") == rows
+    assert len(server.answered) == answered and set(server.answered.values()) == {1}
+    assert len(+server.faulted) > 8
+
+
+def test_a_finished_run_asks_nothing_again(configure, tmp_path):
+    with FaultyServer() as server:
+        first = synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "out", 0)
+        asked = len(server.bodies)
+        assert synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "out", 0) == first
+        more = synthesise_corpus([*DOCUMENTS, Document("one more is a drug .")], configure(server), tmp_path / "out", 0)
+    assert more["documents"] == 41 and asked < len(server.bodies) <= asked + 2 * 6
+    assert set(server.answered.values()) == {1}
+
+
+def test_failed_requests_are_kept_with_their_reason_and_asked_for_by_the_next_run(undisturbed, configure, tmp_path):
+    found, rows, _, _ = undisturbed
+    out = tmp_path / "out"
+    with FaultyServer() as server:
+
+        async def refuse(body, writer, respond=server.respond):
+            server.faults = float("number 7 " in body["messages"][0]["content"] and "pair :" in str(body))
+            return await respond(body, writer)
+
+        server.kinds, server.respond = ("500",), refuse
+        config = configure(server)
+        endpoint = config.models.teacher.endpoint.model_copy(update={"attempts": 2})
+        teacher = config.models.teacher.model_copy(update={"endpoint": endpoint})
+        models = config.models.model_copy(update={"teacher": teacher})
+        broken = synthesise_corpus(DOCUMENTS, config.model_copy(update={"models": models}), out, 0)
+        counts = broken["pairs"]
+        assert counts["failed"] == 2
+        assert counts["requested"] == counts["valid"] + counts["invalid"] + counts["failed"]
+        problems = [row["problem"] for row in read_rows(out)["pairs"] if row["problem"].startswith("request failed")]
+        assert problems == ["request failed: HTTP 500, 2 times"] * 2
+        server.kinds = ()
+        del server.respond
+        server.faults = 0.0
+        assert synthesise_corpus(DOCUMENTS, config, out, 0) == found
+    assert read_rows(out) == rows and set(server.answered.values()) == {1}
+
+
+def test_a_budget_stops_the_run_and_a_higher_one_goes_on(undisturbed, configure, tmp_path):
+    found, rows, answered, _ = undisturbed
+    with FaultyServer() as server:
+        with pytest.raises(BudgetReached, match="spent .* of synthesis.budget_tokens"):
+            synthesise_corpus(DOCUMENTS, configure(server, budget_tokens=2500), tmp_path / "out", 0)
+        assert sum(server.answered.values()) * 15 <= 2500
+        assert synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "out", 0) == found
+    assert read_rows(tmp_path / "out") == rows and set(server.answered.values()) == {1}
+
+
+def test_other_settings_are_refused_in_a_folder_that_was_begun(configure, tmp_path):
+    with FaultyServer() as server:
+        synthesise_corpus(DOCUMENTS[:2], configure(server), tmp_path / "out", 0)
+        with pytest.raises(ValueError, match="was begun with other synthesis, seed; set them back or give another"):
+            synthesise_corpus(DOCUMENTS[:2], configure(server, temperature=0.5), tmp_path / "out", 1)
+
+
+def test_documents_are_read_line_by_line_and_a_wrong_one_is_named(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"text": "a drug", "title": "t"}\n{"title": "none"}\n')
+    found = stream_documents(path)
+    assert next(found) == Document("a drug", "t")
+    with pytest.raises(ValueError, match="line 2: not a document"):
+        next(found)
+
+
+def start(folder: Path, url: str, out: Path, **synthesis) -> subprocess.Popen:
+    """The command, in a process of its own."""
+    values = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), profile(url, **synthesis))
+    (folder / "profile.yaml").write_text(yaml.safe_dump(values))
+    lines = [json.dumps({"text": document.text, "source": "list"}) for document in DOCUMENTS]
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "rubric_influence", "synthesise", "--params", str(folder / "profile.yaml")]
+    command += ["--documents", str(folder / "documents.jsonl"), "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_asks_for_nothing_that_it_has(undisturbed, tmp_path):
+    found, rows, answered, _ = undisturbed
+    out, rng, kills = tmp_path / "out", random.Random(11), 0
+    with FaultyServer(faults=0.1, kinds=("429", "500", "dropped"), delay=0.08, seed=2) as server:
+        while True:
+            had, before = sum(read_answers(out).values()), Counter(server.answered)
+            process = start(tmp_path, server.url, out)
+            target = had + rng.randint(1, 12)  # answers that it may write before it is killed
+            while process.poll() is None and (kills >= 8 or sum(read_answers(out).values()) < target):
+                time.sleep(0.005)
+            if process.poll() is not None:
+                assert process.returncode == 0, process.stderr.read()
+                break
+            process.kill()
+            process.communicate()
+            kills += 1
+            again = sum(min(before[key], 1) for key in server.answered if server.answered[key] > before[key])
+            assert again <= 8  # sent whole, but not read when the run before was killed: at most the window
+    assert kills >= 8
+    assert set(read_answers(out).values()) == {1} and len(read_answers(out)) == answered
+    assert json.loads((out / "counts.json").read_text()) == found and read_rows(out) == rows
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_with_one_message_and_loses_nothing(undisturbed, tmp_path):
+    found, rows, answered, _ = undisturbed
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4200k", "tmpfs", str(disk)], capture_output=True
+    ).returncode
+    if not mounted:
+        pytest.fail("a small tmpfs cannot be mounted here: run the faults as root")
+    try:
+        with FaultyServer(delay=0.01) as server:
+            process = start(tmp_path, server.url, disk / "out")
+            said = process.communicate()[1]
+            assert process.returncode == 1 and "Traceback" not in said
+            assert "is kept: free some space and run the same command again" in said
+            assert 0 < len(read_answers(disk / "out")) < answered
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            process = start(tmp_path, server.url, disk / "out")
+            said = process.communicate()[1]
+            assert process.returncode == 0, said
+        assert set(server.answered.values()) == {1}  # nothing that was answered was lost
+        assert read_rows(disk / "out") == rows
+        assert json.loads((disk / "out/counts.json").read_text()) == found
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.faults
+def test_a_damaged_answer_is_asked_for_again_and_no_other(undisturbed, configure, tmp_path):
+    found, rows, answered, _ = undisturbed
+    out = tmp_path / "out"
+    with FaultyServer() as server:
+        synthesise_corpus(DOCUMENTS, configure(server), out, 0)
+        path = out / "answers/00001.jsonl"
+        lines = path.read_bytes().split(b"\n")
+        lines[3] = lines[3].replace(b"drug", b"dru6", 1).replace(b"ask", b"asc", 1)
+        path.write_bytes(b"\n".join(lines))
+        os.unlink(out / "windows.jsonl")
+        with pytest.warns(UserWarning, match="line 4 is damaged"):
+            assert synthesise_corpus(DOCUMENTS, configure(server), out, 0) == found
+    assert read_rows(out) == rows
+    assert Counter(server.answered.values()) == {1: answered - 1, 2: 1}
+
+
+def test_a_pair_of_a_shard_is_traced_to_all_that_made_it(configure, tmp_path):
+    documents, corpus, scores = tmp_path / "documents.jsonl", tmp_path / "out", tmp_path / "scores"
+    documents.write_text("".join(json.dumps({"text": d.text, "source": d.source}) + "\n" for d in DOCUMENTS))
+    with FaultyServer() as server:
+        synthesise_corpus(stream_documents(documents), configure(server), corpus, 3)
+    pair = next(row for row in read_rows(corpus)["pairs"][-8:] if not row["problem"])
+    scores.mkdir()
+    for shard in (corpus / "pairs").glob("*.parquet"):
+        ids = parquet.read_table(shard, columns=["id"])
+        parquet.write_table(ids.append_column("influence", [[0.5] * len(ids)]), scores / shard.name)
+    (trace,) = find_in_shards(pair["id"], corpus, documents, scores)
+    assert trace["document"]["text"] in [document.text for document in DOCUMENTS[-8:]]
+    assert trace["document"]["id"] == pair["document_id"] == trace["rubric"]["document_id"]
+    assert trace["rubric"]["id"] == pair["rubric_id"] and trace["rubric"]["text"].startswith("ask ")
+    assert (trace["question"], trace["run_seed"], trace["shard"]) == (pair["question"], 3, "00002.parquet")
+    assert trace["generator"] and trace["teacher_model"] and trace["prompts"]
+    assert trace["influence"] == {"id": pair["id"], "influence": 0.5}
+    (bare,) = find_in_shards(pair["id"], corpus)
+    assert bare["document"] == {"id": pair["document_id"]} and bare["influence"] is None
+    with pytest.raises(ValueError, match="no pair 'x' in"):
+        find_in_shards("x", corpus)
+    with pytest.raises(ValueError, match="holds no run.json"):
+        find_in_shards("x", tmp_path)

@@ -1,0 +1,64 @@
+"""The influence library's notebook, run whole, and the code of its docs page, run on the notebook's checkpoint."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rubric_influence.pipeline.notebooks import execute
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds run/ranked.csv and the executed notebook after one run with its committed parameters."""
+    folder = tmp_path_factory.mktemp("notebook")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)  # its paths are relative to the project
+        execute("notebooks/tutorials/influence.ipynb", folder / "influence.ipynb", {"out": str(folder / "run")})
+    return folder
+
+
+def test_right_answers_outrank_swapped_ones_on_their_own_question(folder: Path):
+    ranked = pd.read_csv(folder / "run/ranked.csv")
+    assert ranked["own_question"].dropna().is_monotonic_decreasing
+    assert set(ranked["pool"]) == {"right", "swapped", "letter", "off-topic"}
+    mean = ranked.groupby("pool")[["own_question", "influence", "rank"]].mean()
+    assert mean.at["right", "rank"] < mean.at["swapped", "rank"]
+    # A margin of several times the spread over seeds: about 0.4 against 0.
+    assert mean.at["right", "own_question"] > mean.at["swapped", "own_question"] + 0.2
+
+
+def test_on_the_mean_over_topics_right_answers_are_above_letters_and_off_topic_pairs(folder: Path):
+    mean = pd.read_csv(folder / "run/ranked.csv").groupby("pool")["influence"].mean()
+    assert mean["right"] > max(mean["letter"], mean["off-topic"]) + 0.01
+
+
+def test_every_step_shows_a_table_a_figure_or_a_sentence(folder: Path):
+    notebook = json.loads((folder / "influence.ipynb").read_text(encoding="utf-8"))
+    shown = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    sentences = "".join(text for data in shown for text in data.get("text/markdown", []))
+    assert "the same, bit for bit, as those of the live optimizer" in sentences
+    assert any("image/png" in data for data in shown)
+    assert "nan" not in sentences
+
+
+def read_code(heading: str) -> str:
+    page = (REPOSITORY / "docs/influence.md").read_text(encoding="utf-8")
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+
+
+def test_the_code_of_the_docs_page_runs_and_agrees_with_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    names: dict = {}
+    for heading in ("In twenty lines", "Checking your own scores"):
+        exec(read_code(heading).replace("scratch/influence", str(folder / "run")), names)
+    scores, slow = names["scores"], names["slow"]
+    assert scores.shape == (2, 2) and scores[0, 0] > scores[0, 1]  # the dose's other wording helps the dose
+    assert (scores - slow).abs().max() < 1e-5

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.journal import Journal
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 
 REQUESTS, CONCURRENCY, SECONDS, ROUNDS = 1500, 32, 0.2, 5
@@ -70,7 +71,7 @@ def time_engine(url: str) -> float:
         engine = open_engine(spec, 1, journal=Journal(Path(folder, "answers.jsonl")), what="pairs")
         conversations = make_conversations(REQUESTS)
         started = time.perf_counter()
-        completions = engine.generate(conversations, **SAMPLING)
+        completions = engine.generate(conversations, Sampling(**SAMPLING))
         rate = REQUESTS / (time.perf_counter() - started)
     assert not any(completion.failure for completion in completions)
     return rate

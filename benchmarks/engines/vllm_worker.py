@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from benchmarks.engines.overhead import make_documents
 from rubric_influence.core.config import Config
 from rubric_influence.core.profiles import load_config
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.models.chat import encode_prompts
 from rubric_influence.models.loading import load_model, load_tokenizer
@@ -58,8 +59,8 @@ def open_arm(arm: str, config: Config) -> Callable[[int | None], int]:
 
     def run(tokens: int | None) -> int:
         if tokens is None:
-            sampling = dict(seed=0, temperature=0.0, top_p=1.0, max_tokens=config.synthesis.max_pair_tokens)
-            return sum(c.completion_tokens for c in engine.generate(conversations, **sampling))
+            sampling = Sampling(0, config.synthesis.max_pair_tokens, temperature=0.0)
+            return sum(c.completion_tokens for c in engine.generate(conversations, sampling))
         if arm != "vllm":
             raise ValueError(f"the engine {arm} ends where its model does")
         settings = engine.vllm.SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)

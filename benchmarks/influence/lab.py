@@ -10,11 +10,12 @@ from peft import PeftModel
 
 from rubric_influence.core.config import FineTuning, Lora, ModelSpec, Prompts
 from rubric_influence.core.records import QAPair
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.moments import AdamMoments, load_moments
 from rubric_influence.lab import world
 from rubric_influence.models.loading import load_tokenizer
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 DATA = Path(__file__).parents[2] / "data/lab"
 FIELD = DATA / "fields/medicine.yaml"
@@ -91,7 +92,8 @@ def make_case(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "adapter")
         settings = WARM_UP.model_copy(update={"epochs": epochs})
-        fine_tune(BASE, pairs, PROMPTS, LORA, settings, seed, out, Path(folder, "scratch"), name="warm-up")
+        run = TuningRun(BASE, PROMPTS, LORA, settings, seed, name="warm-up")
+        fine_tune(run, pairs, Workplace(out, Path(folder, "scratch")))
         (checkpoint,) = list_checkpoints(out)
         model, moments = load_fine_tuned(BASE, checkpoint), load_moments(checkpoint / "moments.safetensors")
     tokenizer = load_tokenizer(BASE)

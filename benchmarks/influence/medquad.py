@@ -41,7 +41,7 @@ from benchmarks.influence.lab import PROMPTS
 from rubric_influence.core.config import FineTuning, Lora, ModelSpec
 from rubric_influence.core.files import write_json
 from rubric_influence.core.records import QAPair
-from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
@@ -53,7 +53,7 @@ from rubric_influence.influence.scorers import GradientScorer
 from rubric_influence.lab.networks import build_model
 from rubric_influence.lab.standins import train_tokenizer
 from rubric_influence.models.loading import load_tokenizer
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 MEDQUAD, HISTORY = "medquad/qa.jsonl", "world_history/documents.jsonl"
 POOLS = ("in_domain", "history", "shuffled", "truncated")
@@ -198,7 +198,7 @@ def warm_up(spec: ModelSpec, pairs: Sequence[Pair], settings: Settings) -> tuple
     tuning = FineTuning(**sizes, learning_rate=1e-3, schedule="constant")
     with tempfile.TemporaryDirectory() as folder:
         out, state, lora = Path(folder, "adapter"), Path(folder, "state"), Lora(r=16, alpha=32)
-        fine_tune(spec, records, PROMPTS, lora, tuning, settings.seed, out, state, name="warm-up")
+        fine_tune(TuningRun(spec, PROMPTS, lora, tuning, settings.seed, name="warm-up"), records, Workplace(out, state))
         (checkpoint,) = list_checkpoints(out)
         return load_fine_tuned(spec, checkpoint), load_moments(checkpoint / "moments.safetensors")
 

@@ -1,6 +1,7 @@
 """What each arm of a cell trains on. All have one pair budget, and the arms of RL one number of teacher calls in RL."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,16 +12,25 @@ from rubric_influence.core.config import Config
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import TUNED_ARMS
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, keep_valid
+from rubric_influence.core.scratch import Workplace
+from rubric_influence.core.seeds import seed_final_rubrics
 from rubric_influence.engines.base import Engine
 from rubric_influence.engines.open import open_engine
 from rubric_influence.influence.embeddings import embed, embedding_similarity
-from rubric_influence.pipeline.stages.final import synthesise_arms
+from rubric_influence.pipeline.stages.final import ArmSet, Writers, synthesise_arms
 from rubric_influence.pipeline.stages.warmup import choose_pairs
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.rubric_reward import Score
+from rubric_influence.rl.scores import Directions, Scores
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.synthesis.writing import deal_rubrics, follow_rubrics, write_pairs, write_rubrics
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.synthesis.writing import (
+    SynthesisContext,
+    deal_rubrics,
+    follow_rubrics,
+    write_pairs,
+    write_rubrics,
+)
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 # Arms of RL -> (rl.reward, what scores the pairs that its rubrics lead to).
 RL_ARMS = {
@@ -45,13 +55,13 @@ class SimilarityScorer:
     def __init__(self, scorer: TargetScorer, model: torch.nn.Module, validation: Sequence[ExamItem]):
         self.scorer, self.model = scorer, model
         self.served, self.dev_served, self.expert_questions = scorer.served, None, scorer.expert_questions
+        self.directions = Directions()
         self.batch_tokens = scorer.config.influence.batch_tokens
-        self.examples = scorer.encode([(item.question, item.answer) for item in validation])
-        self.mean = embed(model, self.examples, self.batch_tokens).mean(dim=0)
+        self.mean = embed(model, scorer.encode(validation), self.batch_tokens).mean(dim=0)
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    def __call__(self, pairs: Sequence[QAPair]) -> Scores:
         similarity = embed(self.model, self.scorer.encode(pairs), self.batch_tokens) @ self.mean
-        return torch.stack([similarity, self.scorer(pairs)[:, -1]], dim=1)
+        return self.directions.split(torch.stack([similarity, self.scorer(pairs).guard_n], dim=1))
 
 
 class SeedRun:
@@ -62,7 +72,8 @@ class SeedRun:
 
     def __init__(self, config: Config, documents: list[Document], exam: list[ExamItem], seed: int, folder: Path):
         self.config, self.documents, self.exam, self.seed, self.folder = config, documents, exam, seed, folder
-        self.journal = Journal(folder / "answers.jsonl")
+        journal = Journal(folder / "answers.jsonl")
+        self.context = SynthesisContext(config.prompts, config.synthesis, seed, journal)
         models, size = config.models, config.synthesis.batch_size
         self.teacher, self.untrained = (open_engine(spec, size) for spec in (models.teacher, models.rubric_generator))
         self.scorer = self.warm_up(self.untrained, folder / "warmup")
@@ -73,19 +84,18 @@ class SeedRun:
         if not out.is_dir():
             _, pairs = self.synthesise(generator, config.budget.initial_pairs, seed)
             chosen, warming = choose_pairs(keep_valid(pairs), config.warmup, seed), out.with_name(f"{out.name}.making")
-            tune = (config.models.target, chosen, config.prompts, config.lora, config.warmup, seed)
-            fine_tune(*tune, out=warming, scratch=self.folder / "scratch/warmup", name=f"warm-up, seed {seed}")
+            models, name = config.models, f"warm-up, seed {seed}"
+            run = TuningRun(models.target, config.prompts, config.lora, config.warmup, seed, name=name)
+            fine_tune(run, chosen, Workplace(warming, self.folder / "scratch/warmup"))
             warming.rename(out)
         return TargetScorer(config, out, self.exam, seed)
 
-    def synthesise(self, generator, per_document: int, seed: int) -> tuple[list[Rubric], list[QAPair]]:
-        prompts, settings = self.config.prompts, self.config.synthesis
-        rubrics = write_rubrics(generator, self.documents, per_document, prompts, settings, seed, self.journal)
-        return rubrics, self.write_pairs(rubrics)
+    def synthesise(self, generator: Engine, per_document: int, seed: int) -> ArmSet:
+        rubrics = write_rubrics(generator, self.documents, per_document, replace(self.context, seed=seed))
+        return ArmSet(rubrics, self.write_pairs(rubrics))
 
     def write_pairs(self, rubrics: list[Rubric]) -> list[QAPair]:
-        tasks = follow_rubrics(self.documents, rubrics)
-        return write_pairs(self.teacher, tasks, self.config.prompts, self.config.synthesis, self.seed, self.journal)
+        return write_pairs(self.teacher, follow_rubrics(self.documents, rubrics), self.context)
 
     def open_trained(self, arm: str) -> Engine:
         """The rubric generator after RL with an arm's reward, or after an arm's DPO, trained if it is not there."""
@@ -98,7 +108,7 @@ class SeedRun:
             config = self.config.model_copy(update={"rl": self.config.rl.model_copy(update={"reward": reward})})
             scratch = self.folder / "scratch" / arm
             scratch.mkdir(parents=True, exist_ok=True)
-            train(config, self.documents, self.teacher, self.open_score(kind), self.seed, out, scratch)
+            train(config, self.documents, self.teacher, self.open_score(kind), self.seed, Workplace(out, scratch))
         return self.open_generator(out)
 
     def open_generator(self, path: Path) -> Engine:
@@ -117,7 +127,7 @@ class SeedRun:
                 scratch = self.folder / "scratch" / out.name
                 scratch.mkdir(parents=True, exist_ok=True)
                 config, seed = self.config.model_copy(update=changes), self.seed + 104_729 * number
-                train_rubric_generator(config, self.documents, self.teacher, scorer, seed, out, scratch)
+                train_rubric_generator(config, self.documents, self.teacher, scorer, seed, Workplace(out, scratch))
             generator, spec = self.open_generator(out), spec.model_copy(update={"path": str(out)})
             if number == 0:
                 scorer = self.warm_up(generator, self.folder / "warmup-1")
@@ -139,26 +149,26 @@ class SeedRun:
     def list_validation(self) -> list[ExamItem]:
         return [item for item in self.exam if item.split == "validation"]
 
-    def make_sets(self, arms: Iterable[str]) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
+    def make_sets(self, arms: Iterable[str]) -> dict[str, ArmSet]:
         """arm -> its rubrics and valid pairs; the pipeline's own arms are made by the pipeline's own code."""
         arms, made, sets = list(arms), {}, {}
         if any(arm in TUNED_ARMS or arm == SELECTED for arm in arms):
             trained = self.open_trained("optimised") if "optimised" in arms else None
-            models = (self.teacher, self.untrained, trained)
-            made = synthesise_arms(self.config, self.documents, *models, self.scorer, self.seed, self.journal)
+            writers = Writers(self.teacher, self.untrained, trained)
+            made = synthesise_arms(self.config, self.documents, writers, self.scorer, self.context)
         for arm in arms:
             if arm == SELECTED:
                 rubrics, kept = made["influence_filtered"]
-                sets[arm] = rubrics, self.keep_similar(keep_valid(self.write_pairs(rubrics)), len(kept))
+                sets[arm] = ArmSet(rubrics, self.keep_similar(keep_valid(self.write_pairs(rubrics)), len(kept)))
             elif arm in made:
                 sets[arm] = made[arm]
             elif arm == SEARCHED:
                 rubrics = deal_rubrics(self.search(), arm, self.documents, self.config.budget.final_pairs)
-                sets[arm] = rubrics, self.write_pairs(rubrics)
+                sets[arm] = ArmSet(rubrics, self.write_pairs(rubrics))
             else:
                 generator = self.open_trained(arm)
-                sets[arm] = self.synthesise(generator, self.config.budget.final_pairs, self.seed + 7919)
-        return {arm: (keep_valid(rubrics), keep_valid(pairs)) for arm, (rubrics, pairs) in sets.items()}
+                sets[arm] = self.synthesise(generator, self.config.budget.final_pairs, seed_final_rubrics(self.seed))
+        return {arm: ArmSet(keep_valid(rubrics), keep_valid(pairs)) for arm, (rubrics, pairs) in sets.items()}
 
     def search(self) -> list[str]:
         """The rubrics that GEPA finds with as many teacher calls as RL makes. What was answered is kept."""
@@ -169,9 +179,6 @@ class SeedRun:
 
     def keep_similar(self, pairs: list[QAPair], count: int) -> list[QAPair]:
         """The `count` pairs nearest to the validation questions, in their order."""
-        examples, validation = (
-            self.scorer.encode([(record.question, record.answer) for record in records])
-            for records in (pairs, self.list_validation())
-        )
+        examples, validation = self.scorer.encode(pairs), self.scorer.encode(self.list_validation())
         near = embedding_similarity(self.load_target(), examples, validation, self.config.influence.batch_tokens)
         return [pairs[place] for place in sorted(near.argsort(descending=True, stable=True)[:count].tolist())]

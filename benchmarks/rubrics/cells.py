@@ -62,10 +62,7 @@ def configure(cell: Cell, changes: dict | None = None) -> Config:
         {"path": str(LAB / f"models/{cell.field}-{family}"), **plain} for family in (cell.teacher, cell.target)
     )
     profile["models"] = {"rubric_generator": writer, "teacher": teacher, "target": target}
-    profile["prompts"] |= {
-        "expert_rubrics": ask_for("multiple choice"),
-        "privileged_rubrics": ask_for("short answer"),
-    }
+    profile["prompts"] |= {"expert_rubrics": ask_for("multiple choice"), "privileged_rubrics": ask_for("short answer")}
     for section, values in (changes or {}).items():
         profile[section] = profile[section] | values if isinstance(values, dict) else values
     return Config.model_validate(profile)

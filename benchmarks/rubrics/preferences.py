@@ -28,8 +28,9 @@ from trl import DPOConfig, DPOTrainer
 
 from rubric_influence.core.config import Config, ModelSpec
 from rubric_influence.core.records import Document
-from rubric_influence.core.scratch import deliver, discard
-from rubric_influence.engines.base import Engine
+from rubric_influence.core.scratch import Workplace, deliver, discard
+from rubric_influence.core.seeds import seed_step
+from rubric_influence.engines.base import Engine, Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.models.chat import TEMPLATE_OPTIONS
 from rubric_influence.models.loading import load_model, load_tokenizer
@@ -66,15 +67,15 @@ def train_by_preferences(
     teacher: Engine,
     score: Score,
     seed: int,
-    out: Path,
-    scratch: Path,
+    place: Workplace,
     settings: Settings = DEFAULTS,
 ) -> None:
-    """As rl.train_rubric_generator: `out` receives the generator and trajectories.jsonl, a row for every teacher call.
+    """As rl.train_rubric_generator: place.out receives the generator and trajectories.jsonl, a row for each teacher call.
 
     A round is steps / rounds batches of documents_per_step documents, group_size rubrics each, and rl.reward ranks a
     group. An interrupted run goes on from its last whole round.
     """
+    scratch = place.scratch
     rl, spec, rounds = config.rl, config.models.rubric_generator, min(settings.rounds, config.rl.steps)
     reward = RubricReward(config, documents, teacher, score, seed, scratch / "trajectories.jsonl")
     ends = [rl.steps * (number + 1) // rounds for number in range(rounds)]
@@ -94,7 +95,7 @@ def train_by_preferences(
         tune(begun, preferences, settings, seed, scratch / f"round-{number}", scratch / "trainer")
     last = scratch / f"round-{rounds - 1}"
     shutil.copy(reward.log, last / "trajectories.jsonl")
-    deliver(last, out)
+    deliver(last, place.out)
     discard(scratch)
 
 
@@ -104,8 +105,8 @@ def collect(
     """The preferences of one batch of documents, with all that was written kept in the reward's log."""
     size = config.rl.group_size
     asked = [ask_rubric(config.prompts, document.text) for document in documents for _ in range(size)]
-    sampling = dict(temperature=config.rl.temperature, top_p=1.0, max_tokens=config.synthesis.max_rubric_tokens)
-    written = [c.text for c in generator.generate(asked, seed=seed * 1_000_003 + step, **sampling)]
+    sampling = Sampling(seed_step(seed, step), config.synthesis.max_rubric_tokens, config.rl.temperature)
+    written = [c.text for c in generator.generate(asked, sampling)]
     rewards = reward(
         [[{"content": text}] for text in written],
         document_id=[document.id for document in documents for _ in range(size)],

@@ -14,16 +14,19 @@ The package is one of requirements/peers.txt: `make setup-peers`, then run .venv
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, Rubric
+from rubric_influence.core.seeds import seed_step
 from rubric_influence.engines.base import Engine
 from rubric_influence.rl.rubric_reward import Score
-from rubric_influence.synthesis.writing import write_pairs, write_rubrics
+from rubric_influence.synthesis.writing import PairTask, SynthesisContext, write_pairs, write_rubrics
 
 MINIBATCH = 8  # documents; every rubric of a candidate is used on at least one
+FIRST_PROPOSAL = 500_009  # proposals draw from steps that no call reaches
 PACKAGE_NEEDED = "the arm gepa needs GEPA's package: make setup-peers, then run with .venv-peers/bin/python"
 
 
@@ -48,10 +51,11 @@ class RubricSearch:
         seed: int,
         journal: Journal,
     ):
-        self.config, self.documents, self.journal, self.seed = config, documents, journal, seed
+        self.documents, self.seed = documents, seed
         self.generator, self.teacher, self.score = generator, teacher, score
         # An invalid text is not asked for again: it would be a call beyond the budget.
-        self.settings = config.synthesis.model_copy(update={"attempts": 1})
+        settings = config.synthesis.model_copy(update={"attempts": 1})
+        self.context = SynthesisContext(config.prompts, settings, seed, journal)
         self.calls = self.proposals = 0
 
     def evaluate(self, batch: list[int], candidate: dict[str, str], capture_traces: bool = False):
@@ -61,15 +65,15 @@ class RubricSearch:
         tasks = []
         for place in batch:
             document = self.documents[place]
-            tasks.append((document, Rubric(texts[place % len(texts)], document.id, "gepa", self.seed, place), place))
-        seed = self.seed * 1_000_003 + self.calls
-        pairs = write_pairs(self.teacher, tasks, self.config.prompts, self.settings, seed, self.journal)
+            rubric = Rubric(texts[place % len(texts)], document.id, "gepa", self.seed, place)
+            tasks.append(PairTask(document, rubric, place))
+        pairs = write_pairs(self.teacher, tasks, replace(self.context, seed=seed_step(self.seed, self.calls)))
         self.calls += len(tasks)
         valid = [place for place, pair in enumerate(pairs) if not pair.problem]
         scores = [0.0] * len(pairs)
         if valid:
-            influence_nk = self.score([(pairs[place].question, pairs[place].answer) for place in valid])
-            for place, influence in zip(valid, influence_nk[:, 0].tolist(), strict=True):
+            found = self.score([pairs[place] for place in valid])
+            for place, influence in zip(valid, found.whole_n.tolist(), strict=True):
                 scores[place] = influence
         traces = [{"place": place} for place in batch] if capture_traces else None
         return EvaluationBatch(outputs=[pair.question for pair in pairs], scores=scores, trajectories=traces)
@@ -92,10 +96,9 @@ class RubricSearch:
 
     def draw_rubric(self, document: Document) -> str:
         """A new rubric of the untrained generator for a document; "" where it wrote none that can be used."""
-        seed = self.seed * 1_000_003 + 500_009 + self.proposals
+        context = replace(self.context, seed=seed_step(self.seed, FIRST_PROPOSAL + self.proposals))
         self.proposals += 1
-        prompts = self.config.prompts
-        return write_rubrics(self.generator, [document], 1, prompts, self.settings, seed, self.journal)[0].text
+        return write_rubrics(self.generator, [document], 1, context)[0].text
 
 
 def search_rubrics(search: RubricSearch, count: int, calls: int) -> list[str]:

@@ -17,6 +17,7 @@ from rubric_influence.core.config import Config
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import UNTUNED
 from rubric_influence.core.records import QAPair
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.data.corpora import Corpus
 from rubric_influence.evaluation.harness import evaluate
 from rubric_influence.evaluation.intervals import bootstrap_means, interval, summarise
@@ -25,7 +26,7 @@ from rubric_influence.lab.world import load_field
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.pipeline.stages.corpus import build_corpus
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 RESULTS, TRANSFER = "results.jsonl", "transfer.jsonl"
 
@@ -54,8 +55,8 @@ def run_seed(config: Config, seed: int, arms: tuple[str, ...], folder: Path) -> 
 def fine_tune_arm(config: Config, pairs: Sequence[QAPair], seed: int, folder: Path, arm: str) -> Path:
     """The folder of the target fine-tuned on an arm's pairs."""
     tuned, name = folder / "finetuned" / arm, f"{arm}, seed {seed}"
-    tune = (config.models.target, pairs, config.prompts, config.lora, config.finetuning, seed)
-    fine_tune(*tune, out=tuned, scratch=folder / "scratch/finetuning" / arm, name=name)
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.finetuning, seed, name=name)
+    fine_tune(run, pairs, Workplace(tuned, folder / "scratch/finetuning" / arm))
     return tuned
 
 

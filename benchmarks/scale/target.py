@@ -16,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import QAPair
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.lab.world import draw_choice, draw_entities, load_field, write_pair
 from rubric_influence.models.loading import load_tokenizer
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def make_target(folder: Path) -> None:
@@ -35,7 +36,8 @@ def make_target(folder: Path) -> None:
     spec = ModelSpec(path=str(folder / "model"), dtype="float32", attention="eager")
     pairs = [QAPair(question, answer, "", "", "lab", 0, slot) for slot, (question, answer) in enumerate(texts)]
     settings = config.warmup.model_copy(update={"epochs": 1, "batch_size": 8})
-    fine_tune(spec, pairs, config.prompts, config.lora, settings, 0, folder / "tuned", folder / "scratch")
+    run = TuningRun(spec, config.prompts, config.lora, settings, 0)
+    fine_tune(run, pairs, Workplace(folder / "tuned", folder / "scratch"))
     (folder / "tuned/checkpoint-1").rename(folder / "checkpoint-1")
     with (folder / "validation.jsonl").open("w", encoding="utf-8") as file:
         for number, (question, answer) in enumerate(texts):

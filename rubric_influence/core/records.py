@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Record = TypeVar("Record")
 
@@ -84,6 +84,16 @@ class QAPair:
     @property
     def id(self) -> str:
         return content_id(self.question, self.answer, self.document_id, self.rubric_id, self.seed, self.slot)
+
+
+class Answered(Protocol):
+    """Whatever has a question and its answer: a pair, an exam item, a sample."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
 
 
 def keep_valid(records: Iterable[Record]) -> list[Record]:

@@ -9,12 +9,25 @@ A kill may come at any moment. So finished work appears under its name in one st
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from rubric_influence.core.files import replace_file
 from rubric_influence.core.records import content_id
 
 SCRATCH = Path("scratch")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a piece of work is done: `out` receives what is finished, `scratch` is what it resumes from.
+
+    With `keep`, what is finished stays in `scratch`, and the next call delivers it and removes it.
+    """
+
+    out: Path
+    scratch: Path
+    keep: bool = False
 
 
 def scratch_folder(stage: str, *inputs: object) -> Path:

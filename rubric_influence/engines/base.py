@@ -1,5 +1,6 @@
 """Text engines: conversations in, completions out. This is what all of them share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,24 +24,29 @@ class Completion:
     failure: str = ""  # why there is no text although it was asked for, several times where that could help
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    seed: of the whole call. temperature: 0 is greedy. top_p: 1 leaves nothing out. max_tokens: of a completion.
+    schema: a model of text fields only; decoding is restricted to its JSON. None: it is free.
+    """
+
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    schema: type[BaseModel] | None = None
+
+
 class Engine(Protocol):
     name: str  # what records say wrote them
     independent: bool  # every answer depends on its own request alone, and the engine keeps it as it arrives
 
-    def generate(
-        self,
-        conversations: list[Conversation],
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        schema: type[BaseModel] | None = None,
-    ) -> list[Completion]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
         """One completion for each conversation, in their order; the same for the same call on the same machine.
 
-        Temperature 0 is greedy. `schema`, a model of text fields only, restricts decoding to its JSON. Raises
-        ValueError for a prompt that leaves no room for max_tokens.
+        Raises ValueError for a prompt that leaves no room for sampling.max_tokens.
         """
         ...
 

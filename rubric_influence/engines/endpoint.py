@@ -12,6 +12,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from urllib.parse import urlsplit
 
@@ -19,14 +20,13 @@ import numpy as np
 import openai
 from anyio.from_thread import start_blocking_portal
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from pydantic import BaseModel
 from tqdm import tqdm
 
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.config import LOOPBACK, ModelSpec
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import content_id
-from rubric_influence.engines.base import Completion, name_model
+from rubric_influence.engines.base import Completion, Sampling, name_model
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.responses import Fault, read_answer, read_refusal
 from rubric_influence.engines.throttle import RequestWindow, choose_backoff
@@ -59,28 +59,20 @@ class EndpointEngine:
         self.prices = (endpoint.usd_per_million_prompt_tokens, endpoint.usd_per_million_completion_tokens)
         read_api_key(spec)  # a missing key should stop a run before its first stage is paid for
 
-    def generate(
-        self,
-        conversations: list[Conversation],
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        schema: type[BaseModel] | None = None,
-    ) -> list[Completion]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
         """One completion for each conversation, in order; those that failed have a `failure` and no text.
 
         Raises EndpointError where the endpoint refuses what it is asked or is gone, BudgetReached where the ledger has
         no room and OSError where the disk has none; then the answers up to there are in the journal.
         """
-        shape = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens} | self.spec.endpoint.extra_body
-        if schema:
+        shape: dict = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+        shape |= self.spec.endpoint.extra_body
+        if schema := sampling.schema:
             form = {"name": schema.__name__, "schema": schema.model_json_schema(), "strict": True}
             shape["response_format"] = {"type": "json_schema", "json_schema": form}
         bodies = [
             {"model": self.spec.path, "messages": conversation, "seed": request_seed} | shape
-            for conversation, request_seed in zip(conversations, draw_seeds(conversations, seed), strict=True)
+            for conversation, request_seed in zip(conversations, draw_seeds(conversations, sampling.seed), strict=True)
         ]
         call = Call(self, bodies)
         if call.missing:
@@ -274,7 +266,7 @@ class Call:
         )
 
 
-def draw_seeds(conversations: list[Conversation], seed: int) -> list[int]:
+def draw_seeds(conversations: Sequence[Conversation], seed: int) -> list[int]:
     """A 31-bit seed for each; equal conversations have different ones."""
     seen: dict[str, int] = {}
     seeds = []

@@ -6,6 +6,7 @@ penalties that a model's generation_config recommends do not apply.
 """
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from xgrammar.contrib.hf import LogitsProcessor
 
-from rubric_influence.engines.base import Completion
+from rubric_influence.engines.base import Completion, Sampling
 from rubric_influence.models.chat import Conversation, check_room, encode_prompts, find_ends, read_row
 
 if TYPE_CHECKING:
@@ -40,29 +41,23 @@ class TransformersEngine:
         self.end_ids = find_ends(tokenizer, model.generation_config.eos_token_id, name)
         self.grammars: dict[type[BaseModel], xgrammar.CompiledGrammar] = {}
 
-    def generate(
-        self,
-        conversations: list[Conversation],
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        schema: type[BaseModel] | None = None,
-    ) -> list[Completion]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
         ids = encode_prompts(self.tokenizer, conversations)
         room = getattr(self.model.config, "max_position_embeddings", None)
-        check_room(ids, max_tokens, room, self.name)
-        grammar = self.compile(schema) if schema else None
-        reserve = closing_tokens(schema) if schema else 0
-        if reserve >= max_tokens:
-            raise ValueError(f"max_tokens is {max_tokens}; closing the JSON of {schema.__name__} takes up to {reserve}")
-        sampling = dict(temperature=temperature, top_p=top_p, top_k=0) if temperature > 0 else {}
+        check_room(ids, sampling.max_tokens, room, self.name)
+        grammar, reserve = None, 0
+        if schema := sampling.schema:
+            grammar, reserve = self.compile(schema), closing_tokens(schema)
+            if reserve >= sampling.max_tokens:
+                raise ValueError(
+                    f"max_tokens is {sampling.max_tokens}; closing the JSON of {schema.__name__} takes up to {reserve}"
+                )
+        random = sampling.temperature > 0
         config = GenerationConfig(
-            do_sample=temperature > 0,
-            **sampling,
+            do_sample=random,
+            **(dict(temperature=sampling.temperature, top_p=sampling.top_p, top_k=0) if random else {}),
             repetition_penalty=1.0,
-            max_new_tokens=max_tokens,
+            max_new_tokens=sampling.max_tokens,
             eos_token_id=self.end_ids,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -74,7 +69,9 @@ class TransformersEngine:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
                 for batch, start in enumerate(range(0, len(order), self.batch_size)):
                     rows = order[start : start + self.batch_size]
-                    torch.manual_seed(int(np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0]))
+                    torch.manual_seed(
+                        int(np.random.SeedSequence([sampling.seed, batch]).generate_state(1, np.uint64)[0])
+                    )
                     written = self.generate_batch([ids[i] for i in rows], config, grammar, reserve)
                     completions.update(zip(rows, written, strict=True))
         finally:
@@ -98,11 +95,7 @@ class TransformersEngine:
         return self.grammars[schema]
 
     def generate_batch(
-        self,
-        prompts: list[list[int]],
-        config: GenerationConfig,
-        grammar: xgrammar.CompiledGrammar | None,
-        reserve: int,
+        self, prompts: list[list[int]], config: GenerationConfig, grammar: xgrammar.CompiledGrammar | None, reserve: int
     ) -> list[Completion]:
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.model.device)

@@ -4,16 +4,15 @@ Its build for CPUs is the same source, so that what is tested without a GPU is t
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from peft import PeftConfig
-from pydantic import BaseModel
 
 from rubric_influence.core.config import ModelSpec
-from rubric_influence.engines.base import Completion, name_model
+from rubric_influence.engines.base import Completion, Sampling, name_model
 from rubric_influence.models.chat import Conversation, check_room, encode_prompts, find_ends, read_row
 from rubric_influence.models.loading import check_adapter, load_tokenizer
 
@@ -69,31 +68,22 @@ class VLLMEngine:
         self.room = settings.max_model_len
         self.ends = find_ends(self.tokenizer, settings.try_get_generation_config().get("eos_token_id"), self.name)
 
-    def generate(
-        self,
-        conversations: list[Conversation],
-        *,
-        seed: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        schema: type[BaseModel] | None = None,
-    ) -> list[Completion]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
         from vllm.sampling_params import StructuredOutputsParams
 
         if not conversations:
             return []
         prompts = encode_prompts(self.tokenizer, conversations)
-        check_room(prompts, max_tokens, self.room, self.name)
+        check_room(prompts, sampling.max_tokens, self.room, self.name)
         # One state a request; vLLM wants signed 64-bit seeds.
-        seeds = np.random.SeedSequence(seed).generate_state(len(prompts), np.uint64) >> np.uint64(1)
-        schema_json = schema.model_json_schema() if schema else None
+        seeds = np.random.SeedSequence(sampling.seed).generate_state(len(prompts), np.uint64) >> np.uint64(1)
+        schema_json = sampling.schema.model_json_schema() if sampling.schema else None
         parameters = [
             self.vllm.SamplingParams(
                 seed=int(request_seed),
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
                 stop_token_ids=self.ends,
                 detokenize=False,
                 structured_outputs=StructuredOutputsParams(json=schema_json) if schema_json else None,

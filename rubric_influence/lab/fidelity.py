@@ -7,7 +7,7 @@ import random
 
 import pandas as pd
 
-from rubric_influence.engines.base import Engine
+from rubric_influence.engines.base import Engine, Sampling
 from rubric_influence.lab import world
 from rubric_influence.lab.pretraining import pair_prompt
 from rubric_influence.models.chat import ask
@@ -36,7 +36,7 @@ def measure_fidelity(field: world.Field, teacher: Engine, count: int, seed: int)
             (choice, entity.facts[choice.topic], pair_prompt(document, world.write_rubric(field, choice, rng)))
         )
     asked = [ask(prompt) for _, _, prompt in cases]
-    written = teacher.generate(asked, seed=seed, temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS)
+    written = teacher.generate(asked, Sampling(seed, MAX_TOKENS))
     rows = []
     for (choice, value, _), completion in zip(cases, written, strict=True):
         pair = parse_pair(completion.text)

@@ -13,9 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
-from rubric_influence.core.scratch import deliver, discard, find_finished, is_finished, read_log, write_log
-
-PROCESS_STRIDE = 15_485_863  # between the seeds of processes, which are to draw differently
+from rubric_influence.core.scratch import Workplace, deliver, discard, find_finished, is_finished, read_log, write_log
 
 Value = TypeVar("Value")
 
@@ -70,16 +68,14 @@ def broadcast(value: Value) -> Value:
     return broadcast_object_list([value])[0]
 
 
-def finish(
-    train: Callable[[Path], list[dict]], made: str, out: str | Path, scratch: str | Path, keep: bool
-) -> list[dict]:
+def finish(train: Callable[[Path], list[dict]], made: str, place: Workplace) -> list[dict]:
     """The log of work that all processes do together: `train(folder)` leaves it in folder/made, and returns the log.
 
-    What was finished before is not done again. The main process delivers it to `out`, and removes `scratch` but with
-    `keep`.
+    What was finished before is not done again. The main process delivers it to place.out, and removes place.scratch
+    unless it is to be kept.
     """
     state = open_state()
-    work = find_finished(scratch) or own_folder(scratch)
+    work = find_finished(place.scratch) or own_folder(place.scratch)
     state.wait_for_everyone()  # all have looked before one writes
     if not is_finished(work):
         log = train(work)
@@ -89,8 +85,8 @@ def finish(
     log = read_log(work)
     state.wait_for_everyone()
     if state.is_main_process:
-        deliver(work / made, out)
-        if not keep:
-            discard(scratch)
+        deliver(work / made, place.out)
+        if not place.keep:
+            discard(place.scratch)
     state.wait_for_everyone()
     return log

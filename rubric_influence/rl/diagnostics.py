@@ -1,17 +1,20 @@
 """What a step of rubric optimisation is like: figures that show hacking, collapse and noise. None of them is rewarded.
 
-Shapes: n pairs that a step's rubrics were to lead to, the influence of each along k directions, the guard's last.
+Shapes: n pairs that a step's rubrics were to lead to.
 """
 
 from collections.abc import Sequence
 
 import torch
 
+from rubric_influence.rl.scores import Scores
+from rubric_influence.rl.trajectories import Trajectory
 
-def describe_batch(rows: Sequence[dict], scores_nk: torch.Tensor, valid_n: torch.Tensor) -> dict[str, float]:
-    """Figures of a step's trajectories (`rl.RubricReward` writes them), over its valid pairs; 0 where there are none.
 
-    Every row has the same number of pairs, in the scores' order.
+def describe_batch(trajectories: Sequence[Trajectory], scores: Scores, valid_n: torch.Tensor) -> dict[str, float]:
+    """Figures of a step's trajectories over its valid pairs; 0 where there are none.
+
+    Every trajectory has the same number of pairs, in the scores' order.
 
     valid               share of pairs that can be used, of those that the rubrics were to lead to
     influence           mean along all validation questions
@@ -26,20 +29,21 @@ def describe_batch(rows: Sequence[dict], scores_nk: torch.Tensor, valid_n: torch
     within_rubrics      share of it that lies between the pairs of one rubric: the teacher's noise, 0 with one pair each
     length_correlation  Pearson's, of the influence with the answer's length in words
     """
-    texts = [row["rubric"] for row in rows]
-    pairs = [pair for row in rows for pair in row["pairs"] if not pair["problem"]]
-    questions, lengths = [pair["question"] for pair in pairs], [len(pair["answer"].split()) for pair in pairs]
-    origin_n = torch.arange(len(rows)).repeat_interleave(len(valid_n) // len(rows))[valid_n]
-    scores_nk = scores_nk[valid_n].double()
-    influence_n = scores_nk[:, 0]
+    texts = [trajectory.rubric.raw or trajectory.rubric.text for trajectory in trajectories]
+    pairs = [taught.pair for trajectory in trajectories for taught in trajectory.pairs if not taught.pair.problem]
+    questions, lengths = [pair.question for pair in pairs], [len(pair.answer.split()) for pair in pairs]
+    origin_n = torch.arange(len(trajectories)).repeat_interleave(len(valid_n) // len(trajectories))[valid_n]
+    documents = [trajectories[place].rubric.document_id for place in origin_n.tolist()]
+    valid = scores[valid_n]
+    influence_n, guard_n = valid.whole_n.double(), valid.guard_n.double()
     return {
         "valid": valid_n.float().mean().item(),
         "influence": influence_n.mean().item() if pairs else 0.0,
-        "guard_influence": scores_nk[:, -1].mean().item() if pairs else 0.0,
+        "guard_influence": guard_n.mean().item() if pairs else 0.0,
         "distinct_rubrics": len(set(texts)) / len(texts),
         "duplicate_pairs": 1 - len(set(questions)) / len(questions) if pairs else 0.0,
-        "covered_directions": count_covered(scores_nk[:, 1:-1]),
-        "between_documents": share_between([rows[place]["document_id"] for place in origin_n.tolist()], influence_n),
+        "covered_directions": count_covered(valid.groups_nk.double()),
+        "between_documents": share_between(documents, influence_n),
         "within_rubrics": share_within(origin_n.tolist(), influence_n),
         "length_correlation": correlate(torch.tensor(lengths), influence_n),
     }

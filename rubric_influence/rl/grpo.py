@@ -19,11 +19,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rubric_influence.core.config import Config, ModelSpec
 from rubric_influence.core.records import Document
-from rubric_influence.engines.base import Engine
+from rubric_influence.core.scratch import Workplace
+from rubric_influence.core.seeds import seed_rollout
+from rubric_influence.engines.base import Engine, Sampling
 from rubric_influence.engines.transformers_engine import TransformersEngine
 from rubric_influence.models.chat import TEMPLATE_OPTIONS
 from rubric_influence.models.loading import load_model, load_tokenizer
-from rubric_influence.models.processes import PROCESS_STRIDE, broadcast, finish, open_state, share_batch
+from rubric_influence.models.processes import broadcast, finish, open_state, share_batch
 from rubric_influence.models.progress import show_progress
 from rubric_influence.rl.guards import WatchWindows
 from rubric_influence.rl.rubric_reward import RubricReward, Score
@@ -39,14 +41,10 @@ def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTraine
         tokenizer = trainer.processing_class
         model = trainer.accelerator.unwrap_model(trainer.model)
         engine = TransformersEngine(model, tokenizer, "rubric generator", batch_size=len(prompts))
-        completions = engine.generate(
-            prompts,
-            seed=seed * 1_000_003 + trainer.state.global_step + PROCESS_STRIDE * open_state().process_index,
-            temperature=config.rl.temperature,
-            top_p=1.0,
-            max_tokens=config.synthesis.max_rubric_tokens,
-            schema=RubricOutput,
-        )
+        drawn = seed_rollout(seed, trainer.state.global_step, open_state().process_index)
+        most = config.synthesis.max_rubric_tokens
+        sampling = Sampling(drawn, most, temperature=config.rl.temperature, schema=RubricOutput)
+        completions = engine.generate(prompts, sampling)
         asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS)
         written = [
             tokenizer(c.text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for c in completions
@@ -98,28 +96,17 @@ def load_best(spec: ModelSpec, checkpoint: str) -> torch.nn.Module:
 
 
 def train_rubric_generator(
-    config: Config,
-    documents: Sequence[Document],
-    teacher: Engine,
-    score: Score,
-    seed: int,
-    out: str | Path,
-    scratch: str | Path,
-    keep: bool = False,
+    config: Config, documents: Sequence[Document], teacher: Engine, score: Score, seed: int, place: Workplace
 ) -> list[dict]:
     """Optimise the rubric generator; returns TRL's log, one row a step.
 
     The generator is the last, or the best by dev questions (rl.checkpoint); a run whose guard diverges ends early
-    (rubric_influence.rl.guards), and the log says so. `out` receives it (with rl.lora, merged) with its tokenizer, and
-    `trajectories.jsonl`: step, document, rubric, pairs with influence by direction (the last is the guard's), reward.
-    With `keep`, what is finished stays in `scratch`, and the next call delivers it and removes it.
+    (rubric_influence.rl.guards), and the log says so. place.out receives it (with rl.lora, merged) with its tokenizer,
+    and `trajectories.jsonl` (rubric_influence.rl.trajectories).
     Raises ValueError if the processes cannot share a step.
     """
 
-    def train(work: Path) -> list[dict]:
-        return train_in(work, config, documents, teacher, score, seed)
-
-    return finish(train, "generator", out, scratch, keep)
+    return finish(lambda work: train_in(work, config, documents, teacher, score, seed), "generator", place)
 
 
 def train_in(

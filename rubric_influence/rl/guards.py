@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rubric_influence.rl.rewards import ServedDirections, measure_unit
+from rubric_influence.rl.scores import Scores
 
 CERTAIN = 3.0  # standard errors by which the guard must have fallen
 
@@ -28,11 +29,11 @@ class Window:
     guard_variance: float
 
 
-def summarise_window(scores_nk: torch.Tensor) -> Window:
-    """The window of pairs with these scores: validation's first, the guard's last. Raises ValueError for under two."""
-    if len(scores_nk) < 2:
-        raise ValueError(f"{len(scores_nk)} scores; a variance needs two")
-    ends_n2 = scores_nk[:, [0, -1]].double()
+def summarise_window(scores: Scores) -> Window:
+    """The window of pairs with these scores. Raises ValueError for under two."""
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} scores; a variance needs two")
+    ends_n2 = torch.stack([scores.whole_n, scores.guard_n], dim=1).double()
     mean, variance = ends_n2.mean(dim=0).tolist(), (ends_n2.var(dim=0) / len(ends_n2)).tolist()
     return Window(mean[0], variance[0], mean[1], variance[1])
 
@@ -63,10 +64,10 @@ class WatchWindows(TrainerCallback):
 
     It stops a run whose guard diverges, and, where there are dev questions to choose by, marks the checkpoint that ends
     the window of the highest utility along them as the trainer's best, which it then keeps. `read_scores` gives, for
-    the steps at which windows end, the influence of each window's valid pairs, [pairs, directions].
+    the steps at which windows end, the scores of each window's valid pairs.
     """
 
-    def __init__(self, read_scores: Callable[[Sequence[int]], list[torch.Tensor]], dev_served: ServedDirections | None):
+    def __init__(self, read_scores: Callable[[Sequence[int]], list[Scores]], dev_served: ServedDirections | None):
         self.read_scores, self.dev_served = read_scores, dev_served
 
     def on_step_end(
@@ -86,11 +87,10 @@ class WatchWindows(TrainerCallback):
         return control
 
 
-def measure_dev(scores_nk: torch.Tensor, first_nk: torch.Tensor, dev_served: ServedDirections) -> float:
-    """The set-level utility of these pairs along the dev directions, which stand before the guard's.
+def measure_dev(scores: Scores, first: Scores, dev_served: ServedDirections) -> float:
+    """The set-level utility of these pairs along the dev directions.
 
     In the unit that the first window's pairs give, so that windows can be compared.
     """
-    dev = slice(-1 - len(dev_served.weight_k), -1)
-    start = replace(dev_served, unit_k=measure_unit(first_nk[:, dev]))
-    return start.update(scores_nk[:, dev], torch.ones(len(scores_nk), dtype=torch.bool)).utility
+    start = replace(dev_served, unit_k=measure_unit(first.dev_nj))
+    return start.update(scores.dev_nj, torch.ones(len(scores), dtype=torch.bool)).utility

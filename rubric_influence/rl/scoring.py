@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rubric_influence.core.config import Config
-from rubric_influence.core.records import ExamItem
+from rubric_influence.core.records import Answered, ExamItem
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import Example, encode
@@ -16,9 +17,8 @@ from rubric_influence.influence.scorers import combine, open_configured_scorer
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.models.processes import broadcast
 from rubric_influence.rl.rewards import ServedDirections
+from rubric_influence.rl.scores import DEV, GUARD, VALIDATION, Directions, Scores
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
-
-VALIDATION, DEV, GUARD = "validation", "dev", "guard"
 
 
 def weigh_groups(groups: Sequence[str]) -> torch.Tensor:
@@ -29,54 +29,73 @@ def weigh_groups(groups: Sequence[str]) -> torch.Tensor:
 class TargetScorer:
     """Influence of pairs on the warmed-up target, along several directions at once.
 
-    `names` are the directions': first "validation", the gradient of all validation items, then those of its topics or
-    clusters (none where influence.directions is mean), then, if rl.checkpoint is dev, those of the dev items nearest to
-    each ("dev, cluster 0"), last "guard". Calling it with (question, answer) pairs gives fp32 scores
-    [pairs, directions], positive where the step on the pair lowers that part's loss, summed over the warm-up's
-    checkpoints by learning rate (rubric_influence.influence.scorers): dot products, or cosines with
-    influence.normalise. `served` is where a set-level reward over the topics or clusters (all validation items, where
-    there are none) starts from, `dev_served` the same of the dev items, None without them.
-
+    Calling it with pairs gives their Scores, summed over the warm-up's checkpoints by learning rate: dot products, or
+    cosines with influence.normalise (rubric_influence.influence.scorers). `directions` names what they are along:
+    topics or clusters of the validation items (none where influence.directions is mean) and, if rl.checkpoint is dev,
+    the dev items nearest to each ("dev, cluster 0"). `served` is where a set-level reward over the groups (all
+    validation items, where there are none) starts from, `dev_served` the same of the dev items, None without them.
     `expert_questions` finds the validation and guard questions in other texts.
 
-    Raises ValueError if dev items are needed and the exam has none.
+    Raises ValueError if dev items are needed and the exam has none, or a topic has the name of another direction.
     """
 
     def __init__(self, config: Config, warmup: str | Path, exam: Sequence[ExamItem], seed: int):
         self.config = config
         self.tokenizer = load_tokenizer(config.models.target)
-        settings, limit = config.influence, config.influence.batch_tokens
         items = {split: [item for item in exam if item.split == split] for split in (VALIDATION, DEV, GUARD)}
-        asked = {split: self.encode([(i.question, i.answer) for i in found]) for split, found in items.items()}
-        use_dev = config.rl.checkpoint == "dev"
-        if use_dev and not items[DEV]:
+        asked = {split: self.encode(found) for split, found in items.items()}
+        if config.rl.checkpoint == "dev" and not items[DEV]:
             raise ValueError("rl.checkpoint is dev, and the exam has no dev questions; add some, or set it to last")
         self.expert_questions = ContaminationIndex([*items[VALIDATION], *items[GUARD]])
-        self.scorers, self.rates, self.names = [], [], []
+        self.scorers, self.rates = [], []
         for place, checkpoint in enumerate(list_checkpoints(warmup)):
             model = load_fine_tuned(config.models.target, checkpoint)
             if place == 0:  # once, so that a direction is of the same items at every checkpoint, in every process
-                groups = group_items(model, items[VALIDATION], asked[VALIDATION], settings, seed)
-                parts = groups or [VALIDATION] * len(items[VALIDATION])
-                dev_parts = match_groups(model, asked[DEV], asked[VALIDATION], parts, limit) if use_dev else []
-                groups, parts, dev_parts = broadcast((groups, parts, [f"{DEV}, {part}" for part in dev_parts]))
-            directions = {VALIDATION: validation_gradients(model, asked[VALIDATION], None, limit)["all"]}
-            if groups:
-                directions |= validation_gradients(model, asked[VALIDATION], groups, limit)
-            if use_dev:
-                directions |= validation_gradients(model, asked[DEV], dev_parts, limit)
-            directions[GUARD] = validation_gradients(model, asked[GUARD], None, limit)["all"]
+                groups, dev_groups = broadcast(self.group(model, items[VALIDATION], asked, seed))
+                self.directions = Directions(tuple(sorted(set(groups or []))), tuple(sorted(set(dev_groups))))
+                check_names(self.directions)
             moments = load_moments(checkpoint / "moments.safetensors")
-            self.scorers.append(open_configured_scorer(model, directions, moments, settings))
+            gradients = self.measure_directions(model, asked, groups, dev_groups)
+            self.scorers.append(open_configured_scorer(model, gradients, moments, config.influence))
             self.rates.append(moments.learning_rate)
-            self.names = list(directions)
-        self.served = ServedDirections(weigh_groups(parts))
-        self.dev_served = ServedDirections(weigh_groups(dev_parts)) if use_dev else None
+        self.served = ServedDirections(weigh_groups(groups or [VALIDATION] * len(items[VALIDATION])))
+        self.dev_served = ServedDirections(weigh_groups(dev_groups)) if dev_groups else None
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+    def group(
+        self, model: nn.Module, validation: Sequence[ExamItem], asked: dict[str, list[Example]], seed: int
+    ) -> tuple[list[str] | None, list[str]]:
+        """The group of every validation item (None: there are none), and of every dev item that a run chooses by."""
+        settings = self.config.influence
+        groups = group_items(model, validation, asked[VALIDATION], settings, seed)
+        if self.config.rl.checkpoint != "dev":
+            return groups, []
+        parts = groups or [VALIDATION] * len(validation)
+        near = match_groups(model, asked[DEV], asked[VALIDATION], parts, settings.batch_tokens)
+        return groups, [f"{DEV}, {part}" for part in near]
+
+    def measure_directions(
+        self, model: nn.Module, asked: dict[str, list[Example]], groups: list[str] | None, dev_groups: list[str]
+    ) -> dict[str, torch.Tensor]:
+        """The gradient of every direction at one checkpoint, in the order of `directions.names`."""
+        limit = self.config.influence.batch_tokens
+        gradients = {VALIDATION: validation_gradients(model, asked[VALIDATION], None, limit)["all"]}
+        if groups:
+            gradients |= validation_gradients(model, asked[VALIDATION], groups, limit)
+        if dev_groups:
+            gradients |= validation_gradients(model, asked[DEV], dev_groups, limit)
+        return gradients | {GUARD: validation_gradients(model, asked[GUARD], None, limit)["all"]}
+
+    def encode(self, records: Sequence[Answered]) -> list[Example]:
         template, limit = self.config.prompts.answer, self.config.warmup.max_tokens
-        return [encode(self.tokenizer, question, answer, template, limit) for question, answer in pairs]
+        return [encode(self.tokenizer, record.question, record.answer, template, limit) for record in records]
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    def __call__(self, pairs: Sequence[Answered]) -> Scores:
         examples = self.encode(pairs)
-        return combine([scorer.score(examples) for scorer in self.scorers], self.rates)
+        return self.directions.split(combine([scorer.score(examples) for scorer in self.scorers], self.rates))
+
+
+def check_names(directions: Directions) -> None:
+    """Raise ValueError where a topic is called as another direction is: one would take the other's place."""
+    names = directions.names
+    if taken := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"a topic of the exam is called {taken[0]!r}, as another direction is; rename that topic")

@@ -24,12 +24,14 @@ from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
 from rubric_influence.data.documents import read_documents
+from rubric_influence.engines.base import Engine
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.open import open_engine
 from rubric_influence.synthesis.writing import (
     PAIRS,
     RUBRICS,
+    SynthesisContext,
     count_records,
     follow_rubrics,
     identify,
@@ -64,7 +66,10 @@ def synthesise_corpus(
             entry = done.values.get(name)
             if entry is None or entry["documents"] != mark or entry[RUBRICS]["failed"] or entry[PAIRS]["failed"]:
                 before = ledger.report()
-                counts = synthesise_window(window, engines, config, seed, out, name, ledger)
+                context = SynthesisContext(
+                    config.prompts, settings, seed, Journal(out / "answers" / f"{name}.jsonl"), ledger
+                )
+                counts = synthesise_window(window, engines, config.budget.final_pairs, context, out, name)
                 entry = {"documents": mark, **counts, "ledger": subtract(ledger.report(), before)}
                 done.add(name, entry)
             else:
@@ -107,16 +112,19 @@ def split(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
 
 
 def synthesise_window(
-    window: list[Document], engines: dict, config: Config, seed: int, out: Path, name: str, ledger: Ledger
+    window: list[Document],
+    engines: dict[str, Engine],
+    per_document: int,
+    context: SynthesisContext,
+    out: Path,
+    name: str,
 ) -> dict[str, dict]:
     """Write one window's shards; returns its counts."""
-    journal = Journal(out / "answers" / f"{name}.jsonl")
     for engine in engines.values():
         if isinstance(engine, EndpointEngine):
-            engine.journal = journal
-    shared = (config.prompts, config.synthesis, seed, journal, ledger)
-    rubrics = write_rubrics(engines[RUBRICS], window, config.budget.final_pairs, *shared)
-    pairs = write_pairs(engines[PAIRS], follow_rubrics(window, rubrics), *shared)
+            engine.journal = context.journal
+    rubrics = write_rubrics(engines[RUBRICS], window, per_document, context)
+    pairs = write_pairs(engines[PAIRS], follow_rubrics(window, rubrics), context)
     write_shard(out / RUBRICS / f"{name}.parquet", rubrics)
     write_shard(out / PAIRS / f"{name}.parquet", pairs)
     return {RUBRICS: count_records(rubrics), PAIRS: count_records(pairs)}

@@ -7,16 +7,16 @@ an interrupted run repeats nothing: the records are the same as an undisturbed r
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple
-from typing import TypeVar
+from dataclasses import astuple, dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel
 from tqdm import tqdm
 
 from rubric_influence.core.config import Prompts, Synthesis
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
-from rubric_influence.engines.base import Completion, Engine
+from rubric_influence.core.seeds import seed_attempt, seed_batch
+from rubric_influence.engines.base import Completion, Engine, Sampling
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.models.chat import Conversation
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
@@ -27,38 +27,88 @@ RUBRICS, PAIRS = "rubrics", "pairs"  # what is asked for, as the ledger says
 FAILED = "request failed: "  # how the problem of a record begins that no answer came for
 
 
+@dataclass(frozen=True)
+class SynthesisContext:
+    """What rubrics and pairs are made with, besides documents and models.
+
+    `journal` keeps the answers of engines that do not keep them, `ledger` counts them and holds the budget.
+    """
+
+    prompts: Prompts
+    settings: Synthesis
+    seed: int
+    journal: Journal
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class PairTask(NamedTuple):
+    """One pair that a teacher is to write: about a document, by a rubric (None: without), as its `slot`-th."""
+
+    document: Document
+    rubric: Rubric | None
+    slot: int
+
+
 def identify(settings: Synthesis) -> dict:
     """What of the settings shapes the records; a budget only stops their making."""
     return settings.model_dump(exclude={"budget_usd", "budget_tokens", "window"})
 
 
+def sample_rubrics(settings: Synthesis, seed: int) -> Sampling:
+    """How a profile samples rubrics."""
+    schema = RubricOutput if settings.constrained else None
+    return Sampling(seed, settings.max_rubric_tokens, settings.temperature, settings.top_p, schema)
+
+
+def sample_pairs(settings: Synthesis, seed: int) -> Sampling:
+    """How a profile samples pairs."""
+    schema = PairOutput if settings.constrained else None
+    return Sampling(seed, settings.max_pair_tokens, settings.temperature, settings.top_p, schema)
+
+
+def ask_for_pairs(tasks: Iterable[PairTask], prompts: Prompts) -> list[Conversation]:
+    """What the teacher is asked for every task."""
+    return [ask_pair(prompts, task.document.text, task.rubric.text if task.rubric else None) for task in tasks]
+
+
+def read_rubric(completion: Completion, document: Document, author: str, seed: int, slot: int) -> Rubric:
+    """The rubric in a completion, valid or with its problem.
+
+    Where there is a problem, only `raw` is kept: what was parsed may hold what UTF-8 cannot.
+    """
+    text, problem = parse_rubric(completion.text)
+    problem = FAILED + completion.failure if completion.failure else problem
+    kept, raw = ("", completion.text) if problem else (text, "")
+    return Rubric(kept, document.id, author, seed, slot, problem, raw)
+
+
+def read_pair(completion: Completion, task: PairTask, teacher: str, seed: int) -> QAPair:
+    """The pair in a completion, valid or with its problem; as `read_rubric`."""
+    question, answer, problem = parse_pair(completion.text)
+    problem = FAILED + completion.failure if completion.failure else problem
+    kept, raw = (("", ""), completion.text) if problem else ((question, answer), "")
+    rubric_id = task.rubric.id if task.rubric else ""
+    return QAPair(*kept, task.document.id, rubric_id, teacher, seed, task.slot, problem, raw)
+
+
 def generate_texts(
-    engine: Engine,
-    conversations: Sequence[Conversation],
-    settings: Synthesis,
-    max_tokens: int,
-    schema: type[BaseModel],
-    seed: int,
-    journal: Journal,
-    what: str,
-    ledger: Ledger,
+    engine: Engine, conversations: Sequence[Conversation], sampling: Sampling, what: str, context: SynthesisContext
 ) -> list[Completion]:
     """The engine's answers, in order, batch by batch; batches that the journal holds are not asked for again.
 
     An independent engine is asked for all at once, and keeps and counts its answers itself. Raises BudgetReached where
     the ledger has no room left.
     """
-    sampling = dict(temperature=settings.temperature, top_p=settings.top_p, max_tokens=max_tokens)
-    sampling["schema"] = schema if settings.constrained else None
     if engine.independent:
-        return engine.generate(list(conversations), seed=seed, **sampling)
+        return engine.generate(conversations, sampling)
+    journal, ledger = context.journal, context.ledger
     found: list[Completion] = []
     effort = ledger.track(what, engine.name)
-    starts = range(0, len(conversations), settings.batch_size)
-    for start in tqdm(starts, desc=what, unit="batch", leave=False):
-        batch = conversations[start : start + settings.batch_size]
-        batch_seed = seed + start  # a part of the key: a document's prompts are alike, and may fill several batches
-        shape = (settings.temperature, settings.top_p, max_tokens, settings.constrained, batch_seed)
+    size = context.settings.batch_size
+    for start in tqdm(range(0, len(conversations), size), desc=what, unit="batch", leave=False):
+        batch = list(conversations[start : start + size])
+        drawn = replace(sampling, seed=seed_batch(sampling.seed, start))
+        shape = (drawn.temperature, drawn.top_p, drawn.max_tokens, drawn.schema is not None, drawn.seed)
         key = content_id("completions", engine.name, batch, *shape)
         if key in journal:
             effort.kept += len(batch)
@@ -66,7 +116,7 @@ def generate_texts(
             if not ledger.has_room():
                 raise ledger.refuse()
             began = time.monotonic()
-            completions = engine.generate(batch, seed=batch_seed, **sampling)
+            completions = engine.generate(batch, drawn)
             effort.seconds += time.monotonic() - began
             effort.sent += len(batch)
             journal.add(key, [astuple(completion) for completion in completions])
@@ -89,7 +139,7 @@ def ask_until_valid(
     rejected: list[Record] = []
     pending = list(range(count))
     for attempt in range(attempts):
-        for slot, record in zip(pending, request(pending, seed + 1_000_003 * attempt), strict=True):
+        for slot, record in zip(pending, request(pending, seed_attempt(seed, attempt)), strict=True):
             if slot in final:
                 rejected.append(final[slot])
             final[slot] = record
@@ -100,35 +150,20 @@ def ask_until_valid(
 
 
 def write_rubrics(
-    engine: Engine,
-    documents: Sequence[Document],
-    per_document: int,
-    prompts: Prompts,
-    settings: Synthesis,
-    seed: int,
-    journal: Journal,
-    ledger: Ledger | None = None,
+    engine: Engine, documents: Sequence[Document], per_document: int, context: SynthesisContext
 ) -> list[Rubric]:
     """`per_document` rubrics for every document, then the rejected ones (see `ask_until_valid`)."""
     slots = [(document, index) for document in documents for index in range(per_document)]
-    ledger = ledger or Ledger()
 
     def request(chosen: list[int], seed: int) -> list[Rubric]:
-        asked = [ask_rubric(prompts, slots[slot][0].text) for slot in chosen]
-        written = generate_texts(
-            engine, asked, settings, settings.max_rubric_tokens, RubricOutput, seed, journal, RUBRICS, ledger
-        )
-        records = []
-        for slot, completion in zip(chosen, written, strict=True):
-            document, index = slots[slot]
-            rubric, problem = parse_rubric(completion.text)
-            problem = FAILED + completion.failure if completion.failure else problem
-            # Where there is a problem, only `raw` is kept: what was parsed may hold what UTF-8 cannot.
-            kept, raw = ("", completion.text) if problem else (rubric, "")
-            records.append(Rubric(kept, document.id, engine.name, seed, index, problem, raw))
-        return records
+        asked = [ask_rubric(context.prompts, slots[slot][0].text) for slot in chosen]
+        written = generate_texts(engine, asked, sample_rubrics(context.settings, seed), RUBRICS, context)
+        return [
+            read_rubric(completion, slots[slot][0], engine.name, seed, slots[slot][1])
+            for slot, completion in zip(chosen, written, strict=True)
+        ]
 
-    return ask_until_valid(len(slots), settings.attempts, seed, request)
+    return ask_until_valid(len(slots), context.settings.attempts, context.seed, request)
 
 
 def deal_rubrics(texts: Sequence[str], author: str, documents: Sequence[Document], per_document: int) -> list[Rubric]:
@@ -140,43 +175,24 @@ def deal_rubrics(texts: Sequence[str], author: str, documents: Sequence[Document
     ]
 
 
-def write_pairs(
-    engine: Engine,
-    tasks: Sequence[tuple[Document, Rubric | None, int]],
-    prompts: Prompts,
-    settings: Synthesis,
-    seed: int,
-    journal: Journal,
-    ledger: Ledger | None = None,
-) -> list[QAPair]:
-    """One pair for every (document, rubric or none, slot), then the rejected ones (see `ask_until_valid`)."""
-    ledger = ledger or Ledger()
+def write_pairs(engine: Engine, tasks: Sequence[PairTask], context: SynthesisContext) -> list[QAPair]:
+    """One pair for every task, then the rejected ones (see `ask_until_valid`)."""
 
     def request(chosen: list[int], seed: int) -> list[QAPair]:
-        asked = []
-        for task in chosen:
-            document, rubric, _ = tasks[task]
-            asked.append(ask_pair(prompts, document.text, rubric.text if rubric else None))
-        written = generate_texts(
-            engine, asked, settings, settings.max_pair_tokens, PairOutput, seed, journal, PAIRS, ledger
-        )
-        records = []
-        for task, completion in zip(chosen, written, strict=True):
-            document, rubric, slot = tasks[task]
-            question, answer, problem = parse_pair(completion.text)
-            problem = FAILED + completion.failure if completion.failure else problem
-            kept, raw = (("", ""), completion.text) if problem else ((question, answer), "")
-            rubric_id = rubric.id if rubric else ""
-            records.append(QAPair(*kept, document.id, rubric_id, engine.name, seed, slot, problem, raw))
-        return records
+        asked = ask_for_pairs((tasks[place] for place in chosen), context.prompts)
+        written = generate_texts(engine, asked, sample_pairs(context.settings, seed), PAIRS, context)
+        return [
+            read_pair(completion, tasks[place], engine.name, seed)
+            for place, completion in zip(chosen, written, strict=True)
+        ]
 
-    return ask_until_valid(len(tasks), settings.attempts, seed, request)
+    return ask_until_valid(len(tasks), context.settings.attempts, context.seed, request)
 
 
-def follow_rubrics(documents: Sequence[Document], rubrics: Iterable[Rubric]) -> list[tuple[Document, Rubric, int]]:
+def follow_rubrics(documents: Sequence[Document], rubrics: Iterable[Rubric]) -> list[PairTask]:
     """The teacher's tasks: every valid rubric with the document that it was written for."""
     by_id = {document.id: document for document in documents}
-    return [(by_id[rubric.document_id], rubric, rubric.slot) for rubric in rubrics if not rubric.problem]
+    return [PairTask(by_id[rubric.document_id], rubric, rubric.slot) for rubric in rubrics if not rubric.problem]
 
 
 def count_records(records: Sequence[Record]) -> dict[str, object]:

@@ -7,6 +7,7 @@ batch.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -18,7 +19,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from rubric_influence.core.config import FineTuning, Lora, ModelSpec, Prompts
-from rubric_influence.core.records import QAPair
+from rubric_influence.core.records import Answered
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.moments import capture_moments, save_moments
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.models.processes import finish, open_state, share_batch
@@ -149,73 +151,54 @@ def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
     )
 
 
-def fine_tune(
-    spec: ModelSpec,
-    pairs: Sequence[QAPair],
-    prompts: Prompts,
-    lora: Lora,
-    settings: FineTuning,
-    seed: int,
-    out: str | Path,
-    scratch: str | Path,
-    checkpoints: int = 1,
-    name: str = "fine-tuning",
-    keep: bool = False,
-) -> list[dict]:
+@dataclass(frozen=True)
+class TuningRun:
+    """One fine-tuning of a model: what is trained, how, and of how many of its last epochs a checkpoint is kept."""
+
+    spec: ModelSpec
+    prompts: Prompts
+    lora: Lora
+    settings: FineTuning
+    seed: int
+    checkpoints: int = 1
+    name: str = "fine-tuning"  # of the progress line
+
+
+def fine_tune(run: TuningRun, pairs: Sequence[Answered], place: Workplace) -> list[dict]:
     """Fine-tune a fresh LoRA adapter on the pairs; returns the training log.
 
-    Loss is on the answer's tokens alone. `out` receives one folder for each of the last `checkpoints` epochs, each
-    with the adapter and `moments.safetensors`. An interrupted run goes on from its last whole epoch in `scratch`. With
-    `keep`, what is finished stays there, and the next call delivers it and removes it.
+    Loss is on the answer's tokens alone. place.out receives one folder for each of the last run.checkpoints epochs,
+    each with the adapter and `moments.safetensors`. An interrupted run goes on from its last whole epoch.
     Raises ValueError if there are no pairs, or the processes cannot share a batch.
     """
     if not pairs:
         raise ValueError("there are no valid pairs to fine-tune on; look at the rejected pairs' `problem` and `raw`")
-
-    def train(work: Path) -> list[dict]:
-        return train_adapter(spec, pairs, prompts, lora, settings, seed, work, checkpoints, name)
-
-    return finish(train, "kept", out, scratch, keep)
+    return finish(lambda work: train_adapter(run, pairs, work), "kept", place)
 
 
-def train_adapter(
-    spec: ModelSpec,
-    pairs: Sequence[QAPair],
-    prompts: Prompts,
-    lora: Lora,
-    settings: FineTuning,
-    seed: int,
-    work: Path,
-    checkpoints: int,
-    name: str,
-) -> list[dict]:
+def train_adapter(run: TuningRun, pairs: Sequence[Answered], work: Path) -> list[dict]:
     """Train to the end, or go on to it; work/kept then holds what `fine_tune` delivers."""
-    arguments = build_arguments(settings, seed, str(work / "trainer"))
-    tokenizer = load_tokenizer(spec)
+    arguments = build_arguments(run.settings, run.seed, str(work / "trainer"))
+    tokenizer = load_tokenizer(run.spec)
     tokenizer.padding_side = "right"
-    model = load_model(spec)
+    model = load_model(run.spec)
     model.config.use_cache = False
-    rows = [
-        {
-            "prompt": ask_answer(prompts, pair.question),
-            "completion": [{"role": "assistant", "content": pair.answer}],
-        }
-        for pair in pairs
-    ]
+    questions = [ask_answer(run.prompts, pair.question) for pair in pairs]
+    answers = [[{"role": "assistant", "content": pair.answer}] for pair in pairs]
     trainer = (SharingTrainer if open_state().num_processes > 1 else SFTTrainer)(
         model,
         arguments,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_dict({"prompt": questions, "completion": answers}),
         processing_class=tokenizer,
-        peft_config=build_lora(lora),
-        callbacks=[KeepCheckpoints(work / "kept", checkpoints)],
+        peft_config=build_lora(run.lora),
+        callbacks=[KeepCheckpoints(work / "kept", run.checkpoints)],
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
             "fine-tuning keeps the optimizer's whole state, of which FSDP and DeepSpeed give each process a part; "
             "launch it with a configuration such as conf/accelerate/node-8gpu.yaml"
         )
-    show_progress(trainer, name, "loss")
+    show_progress(trainer, run.name, "loss")
     trainer.train(resume_from_checkpoint=find_whole_checkpoint(work / "trainer"))
     return trainer.state.log_history
 

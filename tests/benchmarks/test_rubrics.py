@@ -66,7 +66,7 @@ def test_a_cell_without_its_base_says_how_to_make_it(project, monkeypatch, capsy
     (project / "data").unlink()
     (project / "data/lab/models").mkdir(parents=True)
     (project / "data/lab/fields").symlink_to(REPOSITORY / "data/lab/fields")
-    with pytest.raises(ValueError, match="pretraining --field data/lab/fields/law.yaml --family qwen3 --out"):
+    with pytest.raises(ValueError, match="pretrain --field data/lab/fields/law.yaml --family qwen3 --out"):
         parse_cell("law/qwen3")
     monkeypatch.setattr(sys, "argv", ["rubrics", "--json", "found.json", "--cells", "law/qwen3"])
     with pytest.raises(SystemExit):

@@ -5,7 +5,7 @@ import pytest
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document
 from rubric_influence.engines.open import open_engine
-from rubric_influence.synthesis.writing import follow_rubrics, write_pairs, write_rubrics
+from rubric_influence.synthesis.writing import SynthesisContext, follow_rubrics, write_pairs, write_rubrics
 
 MARK = "zzcanary"
 ATTACKS = [
@@ -21,9 +21,9 @@ class Recorder:
     def __init__(self, engine):
         self.engine, self.asked, self.name, self.independent = engine, [], engine.name, engine.independent
 
-    def generate(self, conversations, **sampling):
+    def generate(self, conversations, sampling):
         self.asked += conversations
-        return self.engine.generate(conversations, **sampling)
+        return self.engine.generate(conversations, sampling)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -32,8 +32,9 @@ def test_an_instructing_document_reaches_no_other_and_adds_no_record(lab_config,
     engine = Recorder(open_engine(config.models.teacher, 16))
     documents = [Document("velomab is a drug ."), Document(attack), Document("zorvax is a drug .")]
     journal, settings = Journal(tmp_path / "j.jsonl"), config.synthesis.model_copy(update={"attempts": 1})
-    rubrics = write_rubrics(engine, documents, 2, config.prompts, settings, 0, journal)
-    pairs = write_pairs(engine, follow_rubrics(documents, rubrics), config.prompts, settings, 0, journal)
+    context = SynthesisContext(config.prompts, settings, 0, journal)
+    rubrics = write_rubrics(engine, documents, 2, context)
+    pairs = write_pairs(engine, follow_rubrics(documents, rubrics), context)
     assert [rubric.document_id for rubric in rubrics] == [d.id for d in documents for _ in range(2)]
     assert len(pairs) == sum(not rubric.problem for rubric in rubrics)
     for conversation in engine.asked:

@@ -10,12 +10,7 @@ from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, co
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 DOCUMENTS = st.builds(Document, TEXT, TEXT, TEXT)
 ITEMS = st.builds(
-    ExamItem,
-    TEXT,
-    st.lists(TEXT, min_size=1).map(tuple),
-    st.just(0),
-    st.sampled_from(["validation", "test"]),
-    TEXT,
+    ExamItem, TEXT, st.lists(TEXT, min_size=1).map(tuple), st.just(0), st.sampled_from(["validation", "test"]), TEXT
 )
 
 

@@ -53,9 +53,7 @@ def test_articles_of_pubmedqas_official_test_come_as_test_items(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"answer_idx": 2}, {"answer_idx": None}],
-    ids=["a letter", "an index", "the answer's text alone"],
+    "changes", [{}, {"answer_idx": 2}, {"answer_idx": None}], ids=["a letter", "an index", "the answer's text alone"]
 )
 def test_a_medqa_line_may_give_its_answer_as(tmp_path, changes):
     row = {**MEDQA, **changes}

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rubric_influence.core.config import ModelSpec
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.vllm_engine import VLLMEngine
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput
 
@@ -20,8 +21,8 @@ def answer(task: dict) -> dict:
     answers = []
     for call in task["calls"]:
         try:
-            sampling = call["sampling"] | {"schema": SCHEMAS[call.get("schema")]}
-            answers.append([asdict(c) for c in engine.generate(call["conversations"], **sampling)])
+            sampling = Sampling(**call["sampling"], schema=SCHEMAS[call.get("schema")])
+            answers.append([asdict(c) for c in engine.generate(call["conversations"], sampling)])
         except ValueError as error:
             answers.append(str(error))
     metrics = {m.name: getattr(m, "value", None) for m in engine.llm.get_metrics()}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -10,13 +11,14 @@ from faulty_server import COMPLETION_TOKENS, PROMPT_TOKENS, TRANSIENT, FaultySer
 from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.journal import Journal
 from rubric_influence.engines import endpoint as module
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.endpoint import EndpointEngine, EndpointError, draw_seeds
 from rubric_influence.engines.ledger import BudgetReached, Ledger
 from rubric_influence.engines.open import open_engine
 from rubric_influence.engines.throttle import RequestWindow, choose_backoff, read_retry_after
 from rubric_influence.synthesis.parsing import MAX_OUTPUT_CHARACTERS, RubricOutput
 
-SAMPLING = dict(seed=3, temperature=1.0, top_p=1.0, max_tokens=8)
+SAMPLING = Sampling(seed=3, max_tokens=8)
 KEY = "sk-aB3-very-secret"
 
 
@@ -32,7 +34,7 @@ def make_engine(server: FaultyServer, journal=None, ledger=None, **options) -> E
 
 def test_answers_come_in_order_with_what_they_cost():
     with FaultyServer(malformed=0.0) as server:
-        found = make_engine(server).generate(ask(40), **SAMPLING)
+        found = make_engine(server).generate(ask(40), SAMPLING)
     texts = [json.loads(completion.text)["rubric"] for completion in found]
     assert len(set(texts)) == 40 and all(text.endswith("of 19 characters") for text in texts[:10])
     assert {(c.prompt_tokens, c.completion_tokens, c.finished, c.failure) for c in found} == {(10, 5, True, "")}
@@ -45,7 +47,7 @@ def test_answers_come_in_order_with_what_they_cost():
 def test_a_schema_and_the_extra_body_go_with_every_request():
     with FaultyServer() as server:
         extra = {"chat_template_kwargs": {"enable_thinking": False}}
-        make_engine(server, extra_body=extra).generate(ask(2), **SAMPLING, schema=RubricOutput)
+        make_engine(server, extra_body=extra).generate(ask(2), replace(SAMPLING, schema=RubricOutput))
     for body in server.bodies:
         assert body["chat_template_kwargs"] == {"enable_thinking": False}
         assert body["response_format"]["json_schema"]["schema"] == RubricOutput.model_json_schema()
@@ -60,10 +62,10 @@ def test_equal_conversations_have_seeds_of_their_own_that_do_not_depend_on_the_o
 
 def test_what_the_journal_holds_is_not_asked_for_again(tmp_path):
     with FaultyServer() as server:
-        first = make_engine(server, Journal(tmp_path / "j")).generate(ask(6), **SAMPLING)
+        first = make_engine(server, Journal(tmp_path / "j")).generate(ask(6), SAMPLING)
         ledger = Ledger()
-        assert make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(9), **SAMPLING)[:6] == first
-        make_engine(server, Journal(tmp_path / "j")).generate(ask(1), **SAMPLING | {"temperature": 0.5})
+        assert make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(9), SAMPLING)[:6] == first
+        make_engine(server, Journal(tmp_path / "j")).generate(ask(1), replace(SAMPLING, temperature=0.5))
     assert len(server.bodies) == 10
     assert (ledger.effort["rubrics", "teacher"].kept, ledger.effort["rubrics", "teacher"].sent) == (6, 3)
     assert ledger.usage["rubrics", "teacher"].requests == 9
@@ -74,9 +76,9 @@ def test_what_the_journal_holds_is_not_asked_for_again(tmp_path):
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_every_fault_that_may_pass_is_tried_again_until_it_has(kind, tmp_path):
     with FaultyServer() as server:
-        undisturbed = make_engine(server).generate(ask(24), **SAMPLING)
+        undisturbed = make_engine(server).generate(ask(24), SAMPLING)
     with FaultyServer(faults=0.3, kinds=(kind,), seed=1) as server:
-        found = make_engine(server, Journal(tmp_path / "j"), timeout=0.3).generate(ask(24), **SAMPLING)
+        found = make_engine(server, Journal(tmp_path / "j"), timeout=0.3).generate(ask(24), SAMPLING)
     assert found == undisturbed
     assert server.faulted[kind] > 0
     assert sorted(server.answered.values()) == [1] * 24
@@ -90,7 +92,7 @@ def test_a_request_that_keeps_failing_is_a_failed_completion_and_costs_no_other_
 
     ledger = Ledger()
     with OneFails(kinds=("500",), malformed=0.0) as server:
-        found = make_engine(server, ledger=ledger, attempts=3).generate(ask(5), **SAMPLING)
+        found = make_engine(server, ledger=ledger, attempts=3).generate(ask(5), SAMPLING)
     assert [completion.failure for completion in found] == ["", "", "HTTP 500, 3 times", "", ""]
     assert found[2].text == "" and all(c.text for c in found[:2] + found[3:])
     row = ledger.report()["rubrics: teacher"]
@@ -108,7 +110,7 @@ def test_what_will_not_pass_stops_at_once_and_keeps_what_was_answered(status, tm
     journal = Journal(tmp_path / "j")
     with Refuses(kinds=(status,)) as server:
         with pytest.raises(EndpointError, match=f"teacher at http.*: HTTP {status}: .*run the same command"):
-            make_engine(server, journal, concurrency=1).generate(ask(50), **SAMPLING)
+            make_engine(server, journal, concurrency=1).generate(ask(50), SAMPLING)
         assert len(server.bodies) == 6
         assert len(journal.values) == len(Journal(tmp_path / "j").values) == 5
 
@@ -117,12 +119,12 @@ def test_a_server_that_is_gone_stops_the_call():
     with FaultyServer() as server:
         pass
     with pytest.raises(EndpointError, match="the connection failed"):
-        make_engine(server, attempts=2).generate(ask(200), **SAMPLING)
+        make_engine(server, attempts=2).generate(ask(200), SAMPLING)
 
 
 def test_too_much_at_once_halves_the_window_until_the_server_bears_it():
     with FaultyServer(malformed=0.0, capacity=4, delay=0.01) as server:
-        found = make_engine(server, concurrency=32).generate(ask(200), **SAMPLING)
+        found = make_engine(server, concurrency=32).generate(ask(200), SAMPLING)
     assert all(completion.text for completion in found)
     assert server.faulted["429"] < 200
 
@@ -130,13 +132,13 @@ def test_too_much_at_once_halves_the_window_until_the_server_bears_it():
 def test_a_response_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(module, "MAX_BODY_BYTES", 1 << 20)
     with FaultyServer(faults=1.0, kinds=("huge",)) as server:
-        (found,) = make_engine(server, attempts=2).generate(ask(1), **SAMPLING)
+        (found,) = make_engine(server, attempts=2).generate(ask(1), SAMPLING)
     assert found.failure == "a response of over 1048576 bytes, 2 times"
 
 
 def test_oversized_text_is_cut_where_parsing_stops_to_read():
     with FaultyServer(malformed=1.0) as server:
-        found = make_engine(server).generate(ask(40), **SAMPLING)
+        found = make_engine(server).generate(ask(40), SAMPLING)
     assert max(len(completion.text) for completion in found) == MAX_OUTPUT_CHARACTERS
     assert not any(completion.failure for completion in found)
 
@@ -147,13 +149,13 @@ def test_a_budget_is_never_exceeded_and_raising_it_goes_on_without_paying_twice(
     with FaultyServer(malformed=0.0) as server:
         ledger = Ledger(**limits)
         with pytest.raises(BudgetReached, match="raise the budget and run the same command"):
-            make_engine(server, Journal(tmp_path / "j"), ledger, **prices).generate(ask(60), **SAMPLING)
+            make_engine(server, Journal(tmp_path / "j"), ledger, **prices).generate(ask(60), SAMPLING)
         paid = len(server.bodies)
         # A request may cost 19 or 20 + 16 + 8 tokens for all one knows before, and costs 15: the last fits within 450.
         assert 450 - 44 - 15 < ledger.tokens == paid * (PROMPT_TOKENS + COMPLETION_TOKENS) <= 450
         assert ledger.usd == pytest.approx(ledger.tokens / 1000)
         ledger = Ledger(limit_tokens=60 * 15 + 50)
-        make_engine(server, Journal(tmp_path / "j"), ledger, **prices).generate(ask(60), **SAMPLING)
+        make_engine(server, Journal(tmp_path / "j"), ledger, **prices).generate(ask(60), SAMPLING)
         assert set(server.answered.values()) == {1} and len(server.answered) == 60
         assert ledger.tokens == 60 * 15
 
@@ -167,10 +169,10 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path, monkeypatch):
 
     with FaultyServer() as server:
         engine = make_engine(server, Journal(tmp_path / "j"), api_key_env="TEACHER_KEY")
-        engine.generate(ask(3), **SAMPLING)
+        engine.generate(ask(3), SAMPLING)
         assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     with Repeats(faults=1.0, kinds=("401",)) as server, pytest.raises(EndpointError) as raised:
-        make_engine(server, api_key_env="TEACHER_KEY").generate(ask(1), **SAMPLING)
+        make_engine(server, api_key_env="TEACHER_KEY").generate(ask(1), SAMPLING)
     assert "***" in str(raised.value)
     written = [path.read_text() for path in tmp_path.iterdir()] + [str(vars(engine)), str(raised.value)]
     assert not any(KEY in text for text in written)
@@ -185,7 +187,7 @@ def test_a_missing_key_is_named_before_anything_is_asked(monkeypatch):
 def test_without_a_key_variable_no_key_of_the_environment_is_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with FaultyServer() as server:
-        make_engine(server).generate(ask(1), **SAMPLING)
+        make_engine(server).generate(ask(1), SAMPLING)
     assert not any(KEY in str(headers) for headers in server.headers)
 
 

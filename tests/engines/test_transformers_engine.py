@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 from rubric_influence.core.config import ModelSpec
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.engines.transformers_engine import TransformersEngine, closing_tokens
 from rubric_influence.lab.networks import CHAT_TEMPLATE, build_model, build_tokenizer
@@ -17,7 +19,7 @@ from rubric_influence.models.loading import load_model
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
-SAMPLING = dict(seed=3, temperature=1.0, top_p=1.0, max_tokens=8)
+SAMPLING = Sampling(seed=3, max_tokens=8)
 
 
 def ask(*texts: str) -> list[list[dict[str, str]]]:
@@ -63,7 +65,7 @@ def favour(model, tokenizer, end_bias: float):
 def test_greedy_text_is_that_of_an_unbatched_loop_without_cache(lab):
     model, tokenizer = lab
     found = TransformersEngine(model, tokenizer, "tiny", batch_size=4).generate(
-        QUESTIONS, seed=0, temperature=0.0, top_p=1.0, max_tokens=8
+        QUESTIONS, Sampling(0, 8, temperature=0.0)
     )
     for conversation, completion in zip(QUESTIONS, found, strict=True):
         text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
@@ -80,22 +82,22 @@ def test_a_seed_gives_the_same_text_and_leaves_the_global_generator_alone(lab):
     engine = TransformersEngine(*lab, "tiny", batch_size=4)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = engine.generate(QUESTIONS, **SAMPLING)
+    first = engine.generate(QUESTIONS, SAMPLING)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert engine.generate(QUESTIONS, **SAMPLING) == first
-    assert engine.generate(QUESTIONS, **SAMPLING | {"seed": 4}) != first
+    assert engine.generate(QUESTIONS, SAMPLING) == first
+    assert engine.generate(QUESTIONS, replace(SAMPLING, seed=4)) != first
 
 
 def test_batches_of_the_same_prompt_draw_differently(lab):
-    one, two = TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a", "a"), **SAMPLING)
+    one, two = TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a", "a"), SAMPLING)
     assert one.text != two.text
 
 
 def test_finished_says_whether_the_row_ended_before_the_limit(lab):
     hook = favour(*lab, end_bias=2.0)
     try:
-        found = TransformersEngine(*lab, "tiny", batch_size=64).generate(ask("a") * 64, **SAMPLING)
+        found = TransformersEngine(*lab, "tiny", batch_size=64).generate(ask("a") * 64, SAMPLING)
     finally:
         hook.remove()
     assert {c.finished for c in found} == {True, False}
@@ -110,12 +112,12 @@ def test_finished_says_whether_the_row_ended_before_the_limit(lab):
 def test_the_models_own_sampling_advice_does_not_apply(lab):
     model, tokenizer = lab
     engine = TransformersEngine(model, tokenizer, "tiny", batch_size=8)
-    found = engine.generate(QUESTIONS, **SAMPLING)
+    found = engine.generate(QUESTIONS, SAMPLING)
     advice = dict(top_k=1, repetition_penalty=5.0, temperature=0.1)
     kept = {name: getattr(model.generation_config, name) for name in advice}
     try:
         model.generation_config.update(**advice)
-        assert engine.generate(QUESTIONS, **SAMPLING) == found
+        assert engine.generate(QUESTIONS, SAMPLING) == found
     finally:
         model.generation_config.update(**kept)
 
@@ -123,11 +125,11 @@ def test_the_models_own_sampling_advice_does_not_apply(lab):
 def test_a_model_in_training_samples_as_in_evaluation_and_stays_in_training(lab):
     model, tokenizer = lab
     engine = TransformersEngine(model, tokenizer, "tiny", batch_size=4)
-    found = engine.generate(QUESTIONS, **SAMPLING)
+    found = engine.generate(QUESTIONS, SAMPLING)
     model.config.attention_dropout = 0.5
     model.train()
     try:
-        assert engine.generate(QUESTIONS, **SAMPLING) == found
+        assert engine.generate(QUESTIONS, SAMPLING) == found
         assert model.training
     finally:
         model.config.attention_dropout = 0.0
@@ -139,15 +141,15 @@ def test_a_change_of_the_live_model_shows_in_the_next_call(lab):
     engine = TransformersEngine(model, tokenizer, "tiny", batch_size=4)
     hook = favour(model, tokenizer, end_bias=100.0)
     try:
-        found = engine.generate(QUESTIONS, **SAMPLING)
+        found = engine.generate(QUESTIONS, SAMPLING)
     finally:
         hook.remove()
     assert {(c.text, c.completion_tokens, c.finished) for c in found} == {("", 1, True)}
-    assert engine.generate(QUESTIONS, **SAMPLING) != found
+    assert engine.generate(QUESTIONS, SAMPLING) != found
 
 
 def test_nothing_is_asked_of_an_empty_list(lab):
-    assert TransformersEngine(*lab, "tiny", batch_size=4).generate([], **SAMPLING) == []
+    assert TransformersEngine(*lab, "tiny", batch_size=4).generate([], SAMPLING) == []
 
 
 @pytest.mark.parametrize("schema", [RubricOutput, PairOutput])
@@ -155,7 +157,7 @@ def test_nothing_is_asked_of_an_empty_list(lab):
 def test_constrained_text_of_a_random_model_always_parses(subword, schema, extra):
     engine = TransformersEngine(*subword, "wild", batch_size=50)
     limit = closing_tokens(schema) + extra
-    found = engine.generate(ask("a") * 100, seed=extra, temperature=1.5, top_p=1.0, max_tokens=limit, schema=schema)
+    found = engine.generate(ask("a") * 100, Sampling(extra, limit, 1.5, schema=schema))
     for completion in found:
         assert list(json.loads(completion.text)) == list(schema.model_fields)
         assert completion.completion_tokens <= limit
@@ -175,7 +177,7 @@ def test_constrained_text_that_ends_by_itself_is_finished(subword):
     hook = model.get_output_embeddings().register_forward_hook(end_strings)
     try:
         found = TransformersEngine(model, tokenizer, "wild", batch_size=20).generate(
-            ask("a") * 20, seed=0, temperature=1.0, top_p=1.0, max_tokens=120, schema=RubricOutput
+            ask("a") * 20, Sampling(0, 120, schema=RubricOutput)
         )
     finally:
         hook.remove()
@@ -198,17 +200,17 @@ def test_what_cannot_be_constrained_is_refused(lab, subword):
         score: int
 
     with pytest.raises(ValueError, match="needs a subword tokenizer .* has WordLevel"):
-        TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a"), **SAMPLING, schema=PairOutput)
+        TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a"), replace(SAMPLING, schema=PairOutput))
     engine = TransformersEngine(*subword, "wild", batch_size=1)
     with pytest.raises(ValueError, match=r"\['score'\] that are not text"):
-        engine.generate(ask("a"), **SAMPLING, schema=Graded)
+        engine.generate(ask("a"), replace(SAMPLING, schema=Graded))
     with pytest.raises(ValueError, match="max_tokens is 8; closing the JSON of PairOutput takes up to"):
-        engine.generate(ask("a"), **SAMPLING, schema=PairOutput)
+        engine.generate(ask("a"), replace(SAMPLING, schema=PairOutput))
 
 
 def test_a_prompt_without_room_for_the_completion_is_refused(lab):
     with pytest.raises(ValueError, match="a prompt of 507 tokens and max_tokens 8 exceed the 512 positions of tiny"):
-        TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a " * 504), **SAMPLING)
+        TransformersEngine(*lab, "tiny", batch_size=1).generate(ask("a " * 504), SAMPLING)
 
 
 def test_a_tokenizer_of_another_model_is_refused(lab, subword):
@@ -223,7 +225,7 @@ def test_a_saved_model_opens_as_an_engine(lab, tmp_path):
     engine = open_engine(spec, batch_size=4, device="cpu")
     assert engine.name == str(tmp_path)
     live = TransformersEngine(*lab, "tiny", batch_size=4)
-    assert engine.generate(QUESTIONS, **SAMPLING) == live.generate(QUESTIONS, **SAMPLING)
+    assert engine.generate(QUESTIONS, SAMPLING) == live.generate(QUESTIONS, SAMPLING)
 
 
 def test_an_adapter_speaks_through_the_engine_under_a_name_of_its_own(lab, write_adapter, tmp_path):
@@ -233,10 +235,10 @@ def test_an_adapter_speaks_through_the_engine_under_a_name_of_its_own(lab, write
     spec = ModelSpec(path=str(tmp_path / "model"), dtype="float32", attention="eager")
     adapted = spec.model_copy(update={"adapter": str(adapter)})
     engine = open_engine(adapted, batch_size=4, device="cpu")
-    found = engine.generate(QUESTIONS, **SAMPLING)
-    assert found != open_engine(spec, batch_size=4, device="cpu").generate(QUESTIONS, **SAMPLING)
+    found = engine.generate(QUESTIONS, SAMPLING)
+    assert found != open_engine(spec, batch_size=4, device="cpu").generate(QUESTIONS, SAMPLING)
     merged = TransformersEngine(load_model(adapted, "cpu"), lab[1], "merged", batch_size=4)
-    assert found == merged.generate(QUESTIONS, **SAMPLING)
+    assert found == merged.generate(QUESTIONS, SAMPLING)
     assert engine.name.startswith(f"{spec.path}+{adapter}@")
 
 

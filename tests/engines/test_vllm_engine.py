@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rubric_influence.core.config import ModelSpec
-from rubric_influence.engines.base import Completion
+from rubric_influence.engines.base import Completion, Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.engines.transformers_engine import TransformersEngine
 from rubric_influence.models.loading import load_model, load_tokenizer
@@ -90,7 +90,7 @@ def read_answers(answers: list[dict] | str) -> list[Completion] | str:
 @needs_vllm
 def test_greedy_answers_are_those_of_transformers_to_the_last_token(answered):
     slow = open_engine(ModelSpec(**describe(LAB)), batch_size=4, device="cpu")
-    found = slow.generate(QUESTIONS, **GREEDY)
+    found = slow.generate(QUESTIONS, Sampling(**GREEDY))
     assert answered["lab"]["greedy"] == found
     assert len({c.text for c in found}) > 2
 
@@ -137,7 +137,7 @@ def test_an_adapter_is_served_as_if_it_were_merged_and_seeded(answered, adapter)
     adapted = answered["adapted"]
     spec = ModelSpec(**describe(LAB, adapter))
     merged = TransformersEngine(load_model(spec, "cpu"), load_tokenizer(spec), "merged", batch_size=4)
-    assert adapted["greedy"] == merged.generate(QUESTIONS, **GREEDY)
+    assert adapted["greedy"] == merged.generate(QUESTIONS, Sampling(**GREEDY))
     assert adapted["greedy"] != answered["lab"]["greedy"]
     assert adapted["drawn"] == adapted["drawn again"] != answered["lab"]["drawn"][:4]
     assert adapted["name"].startswith(f"{LAB}+{adapter}@")

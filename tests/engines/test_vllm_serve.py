@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pyarrow import parquet
 from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import Document
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.endpoint import EndpointEngine, EndpointError
 from rubric_influence.engines.open import open_engine
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput
@@ -29,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 KEY = "the-key-of-the-test"
 LONGEST_START = 240.0  # seconds
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is it?", "the dose", "What is the question?" * 3)]
-GREEDY = dict(seed=0, temperature=0.0, top_p=1.0, max_tokens=24)
-DRAWN = GREEDY | {"temperature": 1.0, "seed": 3}
+GREEDY = Sampling(seed=0, max_tokens=24, temperature=0.0)
+DRAWN = Sampling(seed=3, max_tokens=24)
 # As docs/engines.md has it; the CLI's own name fails with the CPU wheel, which is a package of another name.
 SERVE = ["-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "teacher", "--host", "127.0.0.1"]
 SERVE += ["--load-format", "safetensors", "--generation-config", "vllm", "--dtype", "float32"]
@@ -82,7 +84,7 @@ def engine(url, monkeypatch) -> EndpointEngine:
 
 def test_greedy_answers_are_as_long_as_those_of_transformers_and_read_the_same(engine, subword_model):
     spec = ModelSpec(path=str(subword_model), dtype="float32", attention="eager")
-    served, ours = engine.generate(QUESTIONS, **GREEDY), open_engine(spec, batch_size=4).generate(QUESTIONS, **GREEDY)
+    served, ours = engine.generate(QUESTIONS, GREEDY), open_engine(spec, batch_size=4).generate(QUESTIONS, GREEDY)
     # The server turns tokens into text, and keeps a blank that leads it.
     assert [c.text.strip() for c in served] == [c.text.strip() for c in ours]
     for count in ("prompt_tokens", "completion_tokens", "finished"):
@@ -90,15 +92,15 @@ def test_greedy_answers_are_as_long_as_those_of_transformers_and_read_the_same(e
 
 
 def test_a_request_draws_from_its_seed_whatever_else_is_under_way(engine):
-    many = engine.generate(QUESTIONS * 8, **DRAWN)
-    assert engine.generate(QUESTIONS, **DRAWN) == many[:3]
-    assert engine.generate(QUESTIONS, **DRAWN | {"seed": 4}) != many[:3]
+    many = engine.generate(QUESTIONS * 8, DRAWN)
+    assert engine.generate(QUESTIONS, DRAWN) == many[:3]
+    assert engine.generate(QUESTIONS, replace(DRAWN, seed=4)) != many[:3]
     assert len({c.text for c in many[::3]}) > 4  # one conversation, eight times
 
 
 @pytest.mark.parametrize("schema, fields", [(RubricOutput, ["rubric"]), (PairOutput, ["question", "answer"])])
 def test_the_server_holds_a_wild_model_to_the_schema(engine, schema, fields):
-    found = engine.generate(QUESTIONS[:1] * 16, seed=0, temperature=1.0, top_p=1.0, max_tokens=200, schema=schema)
+    found = engine.generate(QUESTIONS[:1] * 16, Sampling(0, 200, schema=schema))
     assert any(c.finished for c in found)
     for completion in found:
         assert completion.text.startswith(f'{{"{fields[0]}":')
@@ -108,7 +110,7 @@ def test_the_server_holds_a_wild_model_to_the_schema(engine, schema, fields):
 def test_a_wrong_key_stops_at_once_and_is_not_told(engine, monkeypatch):
     monkeypatch.setenv("TEACHER_KEY", "another-key")
     with pytest.raises(EndpointError, match="HTTP 401") as refused:
-        engine.generate(QUESTIONS, **GREEDY)
+        engine.generate(QUESTIONS, GREEDY)
     assert "another-key" not in str(refused.value)
 
 

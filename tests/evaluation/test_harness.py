@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rubric_influence.core.records import ExamItem
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.evaluation.harness import evaluate
 from rubric_influence.evaluation.intervals import bootstrap_means, summarise
 from rubric_influence.influence.examples import encode
 from rubric_influence.lab import world
 from rubric_influence.models.loading import load_model, load_tokenizer
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 # As Qwen3's: the finished turn holds a thought block, the generation prompt only where thinking is switched off.
 THOUGHTFUL = (
@@ -107,7 +108,7 @@ def test_a_model_trained_on_the_answers_knows_them(lab_config, items, draw_pairs
     ]
     spec = config.models.target
     out, scratch = tmp_path / "out", tmp_path / "scratch"
-    fine_tune(spec, pairs, config.prompts, config.lora, config.finetuning, 0, out, scratch)
+    fine_tune(TuningRun(spec, config.prompts, config.lora, config.finetuning, 0), pairs, Workplace(out, scratch))
     model = load_fine_tuned(spec, list_checkpoints(out)[-1])
     assert evaluate(model, load_tokenizer(spec), learnt, config.prompts, batch_size=64).mean() >= 0.9
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rubric_influence.core.config import ModelSpec
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer, list_words
@@ -11,8 +12,6 @@ from rubric_influence.lab.pretraining import draw_example
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.synthesis.parsing import parse_pair, parse_rubric
 from rubric_influence.synthesis.prompts import ask_answer, ask_pair, ask_rubric
-
-SAMPLING = dict(seed=0, temperature=1.0, top_p=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_the_profiles_prompts_are_those_that_the_base_model_was_trained_on(lab_c
 def test_nine_of_ten_rubrics_of_the_shipped_model_state_a_choice(shipped, lab_config, medicine):
     _, documents, _ = draw_documents(medicine, 64, seed=1)
     asked = [ask_rubric(lab_config().prompts, document) for document in documents]
-    rubrics = [parse_rubric(c.text) for c in shipped.generate(asked, max_tokens=32, **SAMPLING)]
+    rubrics = [parse_rubric(c.text) for c in shipped.generate(asked, Sampling(0, 32))]
     choices = [world.read_rubric(medicine, rubric.text) for rubric in rubrics if not rubric.problem]
     assert sum(choice is not None for choice in choices) >= 0.9 * 64
     # Untrained, it prefers nothing: every kind of question is asked, and no topic makes up half.
@@ -105,7 +104,7 @@ def test_nine_of_ten_pairs_of_the_shipped_model_parse(shipped, lab_config, medic
     _, documents, rng = draw_documents(medicine, 64, seed=2)
     rubrics = [world.write_rubric(medicine, world.draw_choice(medicine, rng), rng) for _ in documents]
     asked = [ask_pair(lab_config().prompts, d, r) for d, r in zip(documents, rubrics, strict=True)]
-    pairs = [parse_pair(c.text) for c in shipped.generate(asked, max_tokens=64, **SAMPLING)]
+    pairs = [parse_pair(c.text) for c in shipped.generate(asked, Sampling(0, 64))]
     assert sum(not pair.problem for pair in pairs) >= 0.9 * 64
 
 
@@ -116,7 +115,7 @@ def test_four_of_five_short_answers_of_the_shipped_model_are_the_documents_fact(
         ask_pair(lab_config().prompts, document, world.write_rubric(medicine, choice, rng))
         for document, choice in zip(documents, choices, strict=True)
     ]
-    pairs = [parse_pair(c.text) for c in shipped.generate(asked, max_tokens=64, **SAMPLING)]
+    pairs = [parse_pair(c.text) for c in shipped.generate(asked, Sampling(0, 64))]
     right = [p.answer == e.facts[c.topic] for p, e, c in zip(pairs, entities, choices, strict=True)]
     assert sum(right) >= 0.8 * 64
 

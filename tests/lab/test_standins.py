@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rubric_influence.core.config import ModelSpec, Prompts
+from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.lab.standins import ASPECTS, StandinSettings, train_standin, train_tokenizer, write_pair
 from rubric_influence.synthesis.parsing import PairOutput, parse_pair
@@ -44,7 +45,7 @@ def test_any_text_survives_the_tokenizer():
 def test_a_standin_is_loaded_like_a_real_model_and_writes_parseable_json(standin: ModelSpec):
     engine = open_engine(standin, batch_size=4)
     asked = [ask_pair(PROMPTS, document, "Ask about the finding.") for document in DOCUMENTS] * 2
-    written = engine.generate(asked, seed=1, temperature=1.0, top_p=1.0, max_tokens=60, schema=PairOutput)
+    written = engine.generate(asked, Sampling(1, 60, schema=PairOutput))
     problems = [parse_pair(completion.text).problem for completion in written]
     assert not any(problem.startswith(("no JSON", "wrong keys")) for problem in problems), problems
 

@@ -1,6 +1,7 @@
 """The gate: its verdict on tables made by hand, and the sets of a small real warm-up."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,13 @@ import pytest
 
 from rubric_influence.core.files import write_records
 from rubric_influence.core.paths import EXAM, GATE, INFLUENCE, WARMUP, seed_folder
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.checks.retraining import Retraining
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.pipeline.stages.gate import judge_gate, pass_gate, tabulate_agreement, train_sets
+from rubric_influence.rl.scores import stack_scores
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def make_sets(noise, seeds=(0, 1), count=24):
@@ -78,14 +81,15 @@ def scored(lab_config, draw_pairs, gate_folder):
     pairs = draw_pairs(12)
     write_records(EXAM, build_corpus(config.corpus).exam)
     warmup = seed_folder(WARMUP, 0)
-    fine_tune(config.models.target, pairs[:4], config.prompts, config.lora, config.warmup, 0, warmup, "scratch/warmup")
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0)
+    fine_tune(run, pairs[:4], Workplace(warmup, Path("scratch/warmup")))
     scorer = TargetScorer(config, warmup, build_corpus(config.corpus).exam, seed=0)
     texts = [(pair.question, pair.answer) for pair in pairs]
     table = pd.DataFrame(texts, columns=["question", "answer"]).assign(in_warmup=[n < 4 for n in range(12)])
     INFLUENCE.mkdir(parents=True)
-    pd.concat([table, pd.DataFrame(scorer(texts).numpy(), columns=scorer.names)], axis=1).to_parquet(
-        f"{seed_folder(INFLUENCE, 0)}.parquet"
-    )
+    pd.concat(
+        [table, pd.DataFrame(stack_scores(scorer(pairs)).numpy(), columns=scorer.directions.names)], axis=1
+    ).to_parquet(f"{seed_folder(INFLUENCE, 0)}.parquet")
     return config
 
 

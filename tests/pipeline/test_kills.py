@@ -18,14 +18,14 @@ import torch
 
 from rubric_influence.cli.main import main
 from rubric_influence.core.config import Config
-from rubric_influence.core.scratch import deliver, discard
+from rubric_influence.core.scratch import Workplace, deliver, discard
 from rubric_influence.engines.open import open_engine
 from rubric_influence.influence import score_corpus as scoring_corpus
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 KILLS = 5  # of each kind of work, at least
 CHANGES = {"os.rename", "os.truncate", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copyfile"}
@@ -83,11 +83,8 @@ def read_config(inputs: Path) -> Config:
 def tune(folder: Path, inputs: Path) -> None:
     config = read_config(inputs)
     rows = [scoring_corpus.Sample(**row) for row in map(json.loads, (inputs / "samples.jsonl").open())]
-    fine_tune(
-        *(config.models.target, rows[:12], config.prompts, config.lora, config.warmup, 0),
-        *(folder / "out", folder / "scratch"),
-        checkpoints=2,
-    )
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0, checkpoints=2)
+    fine_tune(run, rows[:12], Workplace(folder / "out", folder / "scratch"))
 
 
 def optimise(folder: Path, inputs: Path) -> None:
@@ -95,7 +92,8 @@ def optimise(folder: Path, inputs: Path) -> None:
     lab = build_corpus(config.corpus)
     scorer = TargetScorer(config, inputs / "warmup", lab.exam, 0)
     teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
-    train_rubric_generator(config, lab.documents, teacher, scorer, 0, folder / "out", folder / "scratch")
+    place = Workplace(folder / "out", folder / "scratch")
+    train_rubric_generator(config, lab.documents, teacher, scorer, 0, place)
 
 
 def score(folder: Path, inputs: Path) -> None:

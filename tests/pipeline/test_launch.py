@@ -14,14 +14,16 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file
 
 from rubric_influence.core.files import write_records
+from rubric_influence.core.seeds import seed_step
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.models import processes as distributed
-from rubric_influence.models.processes import PROCESS_STRIDE, share_batch
+from rubric_influence.models.processes import share_batch
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.pipeline.stages.warmup import warm_up_target
 from rubric_influence.rl.rewards import reward_set_influence
-from rubric_influence.rl.rubric_reward import select_groups, stack_pairs
+from rubric_influence.rl.scores import stack_scores
 from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.rl.trajectories import read_trajectories, stack_influence
 from rubric_influence.training import fine_tuning as sft
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,7 +38,7 @@ from rubric_influence.rl.rubric_reward import RubricReward
 score_pairs = RubricReward.score_pairs
 
 def die(self, rows):
-    if rows[0]["step"] == 2 and PartialState().process_index == PROCESS:
+    if rows[0].step == 2 and PartialState().process_index == PROCESS:
         os.kill(os.getpid(), signal.SIGKILL)
     score_pairs(self, rows)
 
@@ -117,8 +119,8 @@ def test_two_processes_fine_tune_as_one_does(warmed_up, prepare, config, monkeyp
 @pytest.mark.distributed
 def test_two_processes_log_and_reward_every_step_whole(optimised, config, monkeypatch):
     monkeypatch.chdir(optimised)
-    rows = [json.loads(line) for line in Path("data/generators/seed-0/trajectories.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
+    rows = read_trajectories(Path("data/generators/seed-0/trajectories.jsonl"))
+    assert [row.step for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
     scorer = TargetScorer(config, "data/warmup/seed-0", build_corpus(config.corpus).exam, 0)
     served = scorer.served
     (log,) = (json.loads(path.read_text()) for path in Path("scratch/generators").rglob("log.json"))
@@ -126,17 +128,16 @@ def test_two_processes_log_and_reward_every_step_whole(optimised, config, monkey
     for step in range(3):
         batch = rows[8 * step : 8 * step + 8]
         # The first process had the first document, the second the second.
-        assert [row["document_id"] for row in batch] == [batch[0]["document_id"]] * 4 + [batch[4]["document_id"]] * 4
-        assert batch[0]["document_id"] != batch[4]["document_id"]
-        scores_nk, valid_n = stack_pairs(batch, 1)
-        groups_nk = select_groups(scores_nk, 0)
-        rewards, served = reward_set_influence(groups_nk, valid_n, served, config.rl.invalid_penalty)
-        assert [row["reward"] for row in batch] == pytest.approx(rewards.tolist(), abs=1e-6)
+        asked = [row.rubric.document_id for row in batch]
+        assert asked == [asked[0]] * 4 + [asked[4]] * 4 and asked[0] != asked[4]
+        scores, valid_n = stack_influence(batch, 1, scorer.directions)
+        rewards, served = reward_set_influence(scores.groups_nk, valid_n, served, config.rl.invalid_penalty)
+        assert [row.reward for row in batch] == pytest.approx(rewards.tolist(), abs=1e-6)
         assert logged[step]["reward"] == pytest.approx(rewards.mean().item(), abs=1e-5)
-        assert logged[step]["influence"] == pytest.approx(scores_nk[valid_n, 0].mean().item(), abs=1e-6)
-    scored = [(p["question"], p["answer"], p["influence"]) for r in rows for p in r["pairs"] if not p["problem"]]
-    influence = scorer([(question, answer) for question, answer, _ in scored])
-    torch.testing.assert_close(influence, torch.tensor([i for _, _, i in scored]), rtol=0, atol=2e-5)
+        assert logged[step]["influence"] == pytest.approx(scores.whole_n[valid_n].mean().item(), abs=1e-6)
+    scored = [taught for row in rows for taught in row.pairs if not taught.pair.problem]
+    influence = stack_scores(scorer([taught.pair for taught in scored]))
+    torch.testing.assert_close(influence, torch.tensor([taught.influence for taught in scored]), rtol=0, atol=2e-5)
 
 
 @pytest.mark.distributed
@@ -210,7 +211,7 @@ def test_a_checkpoint_is_whole_once_every_process_has_written_its_part(pretend, 
 
 def test_seeds_of_processes_are_no_other_runs_or_steps():
     steps, seeds = 10_000, range(10)
-    drawn = {seed * 1_000_003 + PROCESS_STRIDE * process for seed in seeds for process in range(512)}
+    drawn = {seed_step(seed, 0, process) for seed in seeds for process in range(512)}
     drawn = sorted(drawn)
     assert len(drawn) == 5120 and min(b - a for a, b in zip(drawn, drawn[1:], strict=False)) > steps
 

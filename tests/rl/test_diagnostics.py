@@ -3,14 +3,16 @@ import math
 import pytest
 import torch
 
+from rubric_influence.core.records import QAPair, Rubric
 from rubric_influence.rl.diagnostics import correlate, count_covered, describe_batch, share_between, share_within
+from rubric_influence.rl.scores import Directions
+from rubric_influence.rl.trajectories import TaughtPair, Trajectory
 
 
 def make_row(document, rubric, *pairs):
     """A trajectory; a pair is (question, answer), or None for one that cannot be used."""
-    blank = {"question": "", "answer": "", "problem": "no JSON object"}
-    written = [{"question": pair[0], "answer": pair[1], "problem": ""} if pair else blank for pair in pairs]
-    return {"document_id": document, "rubric": rubric, "pairs": written}
+    written = [QAPair(*(pair or ("", "")), document, "", "t", 0, 0, "" if pair else "no JSON object") for pair in pairs]
+    return Trajectory(0, Rubric(rubric, document, "g", 0, 0), [TaughtPair(pair, 0, 0) for pair in written])
 
 
 def test_a_step_is_described_by_its_valid_pairs():
@@ -22,7 +24,7 @@ def test_a_step_is_described_by_its_valid_pairs():
     ]
     # Along all validation questions, two clusters, and the guard's. What is not valid is never read.
     nan = [math.nan] * 4
-    scores_nk = torch.tensor(
+    scores = Directions(("a", "b")).split_rows(
         [
             *([0.0, 0.1, 0.2, 0.2], [0.2, 0.2, -0.5, 0.0]),
             *([0.2, 0.0, 0.1, 0.1], nan),
@@ -31,7 +33,7 @@ def test_a_step_is_described_by_its_valid_pairs():
         ]
     )
     valid_n = torch.tensor([True, True, True, False, True, True, False, False])
-    found = describe_batch(rows, scores_nk, valid_n)
+    found = describe_batch(rows, scores, valid_n)
     assert found == pytest.approx(
         {
             "valid": 5 / 8,
@@ -52,13 +54,14 @@ def test_a_step_is_described_by_its_valid_pairs():
 
 def test_a_step_without_a_valid_pair_is_described_by_zeros():
     rows = [make_row("d1", "no", None), make_row("d2", "no")]
-    found = describe_batch(rows, torch.zeros(2, 4), torch.tensor([False, False]))
+    found = describe_batch(rows, Directions(("a", "b")).split(torch.zeros(2, 4)), torch.tensor([False, False]))
     assert found.pop("distinct_rubrics") == 0.5 and set(found.values()) == {0.0}
 
 
 def test_without_groups_no_direction_is_covered():
     rows = [make_row("d1", "ask", ("q", "a"))]
-    assert describe_batch(rows, torch.tensor([[0.5, 0.4]]), torch.tensor([True]))["covered_directions"] == 0.0
+    scores = Directions().split_rows([[0.5, 0.4]])
+    assert describe_batch(rows, scores, torch.tensor([True]))["covered_directions"] == 0.0
 
 
 def test_covered_directions_count_from_one_to_all():

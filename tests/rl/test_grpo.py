@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.engines.open import open_engine
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
@@ -14,8 +15,10 @@ from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.guards import measure_dev
 from rubric_influence.rl.rewards import reward_set_influence
 from rubric_influence.rl.rubric_reward import RubricReward
+from rubric_influence.rl.scores import stack_scores
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.rl.trajectories import read_trajectories
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def lab(config, draw_pairs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     corpus = build_corpus(config.corpus)
     pairs = draw_pairs(16)
-    spec = config.models.target
-    fine_tune(spec, pairs, config.prompts, config.lora, config.warmup, 0, folder / "warmup", folder / "scratch")
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0)
+    fine_tune(run, pairs, Workplace(folder / "warmup", folder / "scratch"))
     teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
     return corpus.documents, teacher, TargetScorer(config, folder / "warmup", corpus.exam, 0)
 
@@ -40,7 +43,7 @@ def read_log(path):
 
 
 def train(config, lab, folder, seed=0):
-    return train_rubric_generator(config, *lab, seed, folder / "out", folder / "scratch")
+    return train_rubric_generator(config, *lab, seed, Workplace(folder / "out", folder / "scratch"))
 
 
 @pytest.fixture(scope="module")
@@ -68,30 +71,29 @@ def test_training_logs_every_step_and_changes_the_generator(undisturbed, config)
 def test_training_keeps_every_rubric_pair_and_reward(undisturbed, config, lab):
     out, log = undisturbed
     documents, _, scorer = lab
-    rows = read_log(out / "trajectories.jsonl")
-    assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
+    logged_rows = read_trajectories(out / "trajectories.jsonl")
+    assert [row.step for row in logged_rows] == [0] * 8 + [1] * 8 + [2] * 8
     for step in range(3):  # two documents with four rubrics each
-        batch = [row for row in rows if row["step"] == step]
-        assert [row["document_id"] for row in batch] == [batch[0]["document_id"]] * 4 + [batch[4]["document_id"]] * 4
-        assert batch[0]["document_id"] != batch[4]["document_id"]
-    assert {row["document_id"] for row in rows} == {document.id for document in documents}  # one epoch
+        asked = [row.rubric.document_id for row in logged_rows if row.step == step]
+        assert asked == [asked[0]] * 4 + [asked[4]] * 4 and asked[0] != asked[4]
+    assert {row.rubric.document_id for row in logged_rows} == {document.id for document in documents}  # one epoch
     served = scorer.served
     for step in range(3):
-        batch = [row for row in rows if row["step"] == step]
-        valid_n = torch.tensor([any(not p["problem"] for p in row["pairs"]) for row in batch])
-        influence_nk = torch.zeros(8, len(scorer.names) - 2)
+        batch = [row for row in logged_rows if row.step == step]
+        valid_n = torch.tensor([any(not taught.pair.problem for taught in row.pairs) for row in batch])
+        influence_nk = torch.zeros(8, len(scorer.directions.groups))
         for place, row in enumerate(batch):
-            for pair in row["pairs"]:
-                if not pair["problem"]:
-                    influence_nk[place] = torch.tensor(pair["influence"][1:-1])
+            for taught in row.pairs:
+                if not taught.pair.problem:
+                    influence_nk[place] = torch.tensor(taught.influence[1:-1])
         rewards, served = reward_set_influence(influence_nk, valid_n, served, config.rl.invalid_penalty)
-        assert [row["reward"] for row in batch] == pytest.approx(rewards.tolist())
+        assert [row.reward for row in batch] == pytest.approx(rewards.tolist())
         logged = [entry for entry in log if entry.get("step") == step + 1][0]
         assert logged["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)
         assert logged["valid"] == pytest.approx(valid_n.float().mean().item())
-    scored = [(p["question"], p["answer"], p["influence"]) for r in rows for p in r["pairs"] if not p["problem"]]
-    influence = scorer([(question, answer) for question, answer, _ in scored])
-    torch.testing.assert_close(influence, torch.tensor([i for _, _, i in scored]), rtol=0, atol=2e-5)
+    scored = [taught for row in logged_rows for taught in row.pairs if not taught.pair.problem]
+    influence = stack_scores(scorer([taught.pair for taught in scored]))
+    torch.testing.assert_close(influence, torch.tensor([taught.influence for taught in scored]), rtol=0, atol=2e-5)
 
 
 def read_run(out):
@@ -101,7 +103,9 @@ def read_run(out):
 def test_accumulated_micro_batches_are_the_whole_batch(undisturbed, config, lab, tmp_path):
     smaller = config.model_copy(update={"rl": config.rl.model_copy(update={"micro_batch": 4, "steps": 1})})
     documents, teacher, scorer = lab
-    log = train_rubric_generator(smaller, documents, teacher, scorer, 0, tmp_path / "out", tmp_path / "scratch")
+    log = train_rubric_generator(
+        smaller, documents, teacher, scorer, 0, Workplace(tmp_path / "out", tmp_path / "scratch")
+    )
     steps, whole = ([entry for entry in found if "reward" in entry] for found in (log, undisturbed[1]))
     assert [entry["step"] for entry in steps] == [1]
     first = [row for row in read_log(undisturbed[0] / "trajectories.jsonl") if row["step"] == 0]
@@ -155,19 +159,17 @@ def test_an_adapter_is_merged_into_a_model_that_stands_alone(lab_config, lab, tm
 def test_the_checkpoint_that_is_best_by_dev_is_the_generator_that_is_kept(lab_config, draw_pairs, tmp_path):
     config = lab_config({"rl": {"checkpoint": "dev", "save_every": 1, "steps": 3, "learning_rate": 0.02}})
     corpus = build_corpus(config.corpus)
-    tune = (config.models.target, draw_pairs(16), config.prompts, config.lora, config.warmup, 0)
-    fine_tune(*tune, tmp_path / "warmup", tmp_path / "warming")
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0)
+    fine_tune(run, draw_pairs(16), Workplace(tmp_path / "warmup", tmp_path / "warming"))
     scorer = TargetScorer(config, tmp_path / "warmup", corpus.exam, 0)
     lab = (corpus.documents, open_engine(config.models.teacher, config.synthesis.batch_size), scorer)
     log = train(config, lab, tmp_path)
     # By hand, from the trajectories: the utility along dev of each step's pairs.
-    steps = [[] for _ in range(3)]
-    for row in read_log(tmp_path / "out/trajectories.jsonl"):
-        steps[row["step"]] += [pair["influence"] for pair in row["pairs"] if not pair["problem"]]
-    utilities = [
-        measure_dev(torch.tensor(pairs), torch.tensor(steps[0]), scorer.dev_served) if pairs else float("-inf")
-        for pairs in steps
-    ]
+    found = [[] for _ in range(3)]
+    for row in read_trajectories(tmp_path / "out/trajectories.jsonl"):
+        found[row.step] += [taught.influence for taught in row.pairs if not taught.pair.problem]
+    steps = [scorer.directions.split_rows(rows) for rows in found]
+    utilities = [measure_dev(s, steps[0], scorer.dev_served) if len(s) else float("-inf") for s in steps]
     best = max(range(3), key=utilities.__getitem__) + 1
     assert {"step": best, "kept": f"checkpoint-{best}"} in log
     shorter = config.model_copy(update={"rl": config.rl.model_copy(update={"steps": best})})

@@ -7,6 +7,7 @@ from transformers import TrainerControl, TrainerState
 
 from rubric_influence.rl.guards import WatchWindows, Window, find_divergence, measure_dev, summarise_window
 from rubric_influence.rl.rewards import ServedDirections
+from rubric_influence.rl.scores import Directions
 
 
 def make_window(validation, guard, error=0.1):
@@ -15,12 +16,12 @@ def make_window(validation, guard, error=0.1):
 
 def test_a_window_is_the_mean_of_its_pairs_and_its_variance():
     # Validation's 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7 over 3 pairs; what lies between is not read.
-    scores_nk = torch.tensor([[1.0, math.nan, 0.5], [2.0, math.nan, 0.5], [6.0, math.nan, 0.5]])
-    found = summarise_window(scores_nk)
+    scores = Directions(("topic",)).split_rows([[1.0, math.nan, 0.5], [2.0, math.nan, 0.5], [6.0, math.nan, 0.5]])
+    found = summarise_window(scores)
     assert (found.validation, found.validation_variance) == pytest.approx((3, 7 / 3))
     assert (found.guard, found.guard_variance) == pytest.approx((0.5, 0))
     with pytest.raises(ValueError, match="1 scores; a variance needs two"):
-        summarise_window(scores_nk[:1])
+        summarise_window(scores[:1])
 
 
 def test_a_guard_that_falls_by_more_than_its_noise_while_validation_rises_has_diverged():
@@ -47,19 +48,22 @@ def test_noise_and_what_both_share_are_no_divergence(windows):
     assert find_divergence(windows) == ""
 
 
-def test_dev_utility_reads_the_directions_before_the_guards_in_the_first_windows_unit():
+def test_dev_utility_is_in_the_first_windows_unit():
     served = ServedDirections(torch.tensor([0.5, 0.5]))
-    first = torch.tensor([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 9.0, -1.0, -2.0, 9.0]])
-    scores_nk = torch.tensor([[9.0, 9.0, 0.4, 0.0, 9.0], [9.0, 9.0, 0.0, 0.4, 9.0]])
+    directions = Directions(("topic",), ("dev, a", "dev, b"))
+    first = directions.split_rows([[9.0, 9.0, 1.0, 2.0, 9.0], [9.0, 9.0, -1.0, -2.0, 9.0]])
+    scores = directions.split_rows([[9.0, 9.0, 0.4, 0.0, 9.0], [9.0, 9.0, 0.0, 0.4, 9.0]])
     # 0.4 of 1 for the first, 0.4 of 2 for the second; each over two pairs.
-    assert measure_dev(scores_nk, first, served) == pytest.approx((math.log(0.2) + math.log(0.1)) / 2)
+    assert measure_dev(scores, first, served) == pytest.approx((math.log(0.2) + math.log(0.1)) / 2)
 
 
-def watch(scores, dev_served=None, save_steps=2, until=6):
-    """A trainer's state and the steps it stopped at; `scores` by step, one window each `save_steps`."""
+def watch(rows, dev_served=None, save_steps=2, until=6):
+    """A trainer's state and the steps it stopped at; rows of scores by step, one window each `save_steps`."""
+    directions = Directions(dev=("dev, validation",) if dev_served else ())
 
     def read_scores(ends):
-        return [torch.cat(scores[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        windows = [sum(rows[start:end], []) for start, end in zip([0, *ends], ends, strict=False)]
+        return [directions.split_rows(window) for window in windows]
 
     callback = WatchWindows(read_scores, dev_served)
     state, stopped = TrainerState(), []
@@ -73,7 +77,7 @@ def watch(scores, dev_served=None, save_steps=2, until=6):
 
 
 def test_a_run_is_stopped_at_the_end_of_the_window_that_diverges():
-    steps = [torch.tensor([[1.0 + step, 5.0 - step], [1.1 + step, 5.1 - step]]) for step in range(6)]
+    steps = [[[1.0 + step, 5.0 - step], [1.1 + step, 5.1 - step]] for step in range(6)]
     state, stopped = watch(steps)
     assert stopped == [4, 6]  # the second window and, were training to go on, the third
     assert state.log_history[0]["step"] == 4 and "is being gamed" in state.log_history[0]["stopped"]
@@ -84,7 +88,7 @@ def test_the_checkpoint_of_the_best_window_by_dev_is_marked():
     served = ServedDirections(torch.tensor([1.0]))
     # Validation and guard rise all the time; dev is best in the second window of two steps.
     dev = [0.1, 0.1, 0.5, 0.4, 0.2, 0.2]
-    steps = [torch.tensor([[float(i), value, float(i)]] * 3) for i, value in enumerate(dev)]
+    steps = [[[float(i), value, float(i)]] * 3 for i, value in enumerate(dev)]
     state, stopped = watch(steps, served)
     assert stopped == [] and state.best_global_step == 4
     assert state.best_metric == pytest.approx(math.log(0.45 / 0.1))
@@ -92,6 +96,6 @@ def test_the_checkpoint_of_the_best_window_by_dev_is_marked():
 
 def test_windows_without_a_valid_pair_are_passed_over():
     served = ServedDirections(torch.tensor([1.0]))
-    steps = [torch.zeros(0, 3)] * 4 + [torch.ones(2, 3)] * 2
+    steps = [[]] * 4 + [[[1.0, 1.0, 1.0]] * 2] * 2
     state, stopped = watch(steps, served)
     assert stopped == [] and state.best_global_step == 6

@@ -9,6 +9,7 @@ from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Completion
 from rubric_influence.rl.rewards import ServedDirections
 from rubric_influence.rl.rubric_reward import RubricReward
+from rubric_influence.rl.scores import Directions
 
 DOCUMENTS = [Document("velomab is a drug ."), Document("zorvax is a drug .")]
 GOOD = '{"rubric": "ask a short answer question"}'
@@ -22,9 +23,9 @@ class ScriptedTeacher:
     def __init__(self, texts):
         self.texts, self.asked, self.seeds = list(texts), [], []
 
-    def generate(self, conversations, *, seed, temperature, top_p, max_tokens, schema=None):
+    def generate(self, conversations, sampling):
         self.asked += [conversation[0]["content"] for conversation in conversations]
-        self.seeds.append(seed)
+        self.seeds.append(sampling.seed)
         return [Completion(self.texts.pop(0), 5, 9, True) for _ in conversations]
 
 
@@ -44,12 +45,13 @@ INFLUENCE = {
 class Score:
     """Looks influence up; the unit is 1 along either group."""
 
+    directions = Directions(("first", "other"))
     served = ServedDirections(torch.tensor([0.5, 0.5]), torch.ones(2))
     dev_served = None
     expert_questions = ContaminationIndex([ExamItem("what is the secret dose ?", "40mg", (), split="guard")])
 
     def __call__(self, pairs):
-        return torch.tensor([INFLUENCE[answer] for _, answer in pairs])
+        return self.directions.split_rows([INFLUENCE[pair.answer] for pair in pairs])
 
 
 def make_reward(config, log, texts=(), seed=0):
@@ -142,7 +144,7 @@ def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
 
 def test_requests_that_the_teacher_left_unanswered_stop_training_and_are_no_rubrics_fault(plain, tmp_path):
     reward = make_reward(plain, tmp_path / "log")
-    reward.teacher.generate = lambda conversations, **_: [Completion("", 0, 0, False, failure="429")] * 2
+    reward.teacher.generate = lambda conversations, sampling: [Completion("", 0, 0, False, failure="429")] * 2
     with pytest.raises(RuntimeError, match=r"scripted left 2 of 2 requests of step 3 unanswered \(429\); run again"):
         call(reward, [GOOD, GOOD], 3)
     assert not (tmp_path / "log").exists()

@@ -1,9 +1,11 @@
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.checks.reference import reference_gradient, reference_scores
 from rubric_influence.influence.directions import cluster_directions, cluster_embeddings
 from rubric_influence.influence.embeddings import embed
@@ -13,8 +15,9 @@ from rubric_influence.influence.grouping import match_groups
 from rubric_influence.influence.moments import load_moments, match_moments
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
-from rubric_influence.rl.scoring import GUARD, VALIDATION, TargetScorer
-from rubric_influence.training.fine_tuning import fine_tune, list_checkpoints, load_fine_tuned
+from rubric_influence.rl.scores import GUARD, VALIDATION, stack_scores
+from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +44,14 @@ def exam(config):
 def warmup(config, draw_pairs, tmp_path_factory):
     """A warm-up's last two checkpoints."""
     folder = tmp_path_factory.mktemp("warmup")
-    arguments = (config.models.target, draw_pairs(12), config.prompts, config.lora, config.warmup, 0)
-    fine_tune(*arguments, folder / "out", folder / "scratch", checkpoints=2)
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0, checkpoints=2)
+    fine_tune(run, draw_pairs(12), Workplace(folder / "out", folder / "scratch"))
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
-def texts(draw_pairs):
-    return [(pair.question, pair.answer) for pair in draw_pairs(6, seed=1)]
+def pairs(draw_pairs):
+    return draw_pairs(6, seed=1)
 
 
 def with_directions(config, directions, clusters=3, **changes):
@@ -56,10 +59,10 @@ def with_directions(config, directions, clusters=3, **changes):
     return config.model_copy(update={"influence": config.influence.model_copy(update=settings)})
 
 
-def score_naively(config, warmup, items_by_direction, texts):
+def score_naively(config, warmup, items_by_direction, pairs):
     """[n, k] fp64, one item and one pair at a time: cosines averaged over checkpoints by their learning rates."""
     tokenizer = load_tokenizer(config.models.target)
-    examples = [encode(tokenizer, question, answer) for question, answer in texts]
+    examples = [encode(tokenizer, pair.question, pair.answer) for pair in pairs]
     total, rates = 0, 0
     for checkpoint in list_checkpoints(warmup):
         model = load_fine_tuned(config.models.target, checkpoint)
@@ -77,25 +80,25 @@ def score_naively(config, warmup, items_by_direction, texts):
 
 
 @pytest.mark.parametrize("momentum", [False, True])
-def test_topics_scores_are_the_papers_formula_for_every_topic_and_the_guard(config, exam, warmup, texts, momentum):
+def test_topics_scores_are_the_papers_formula_for_every_topic_and_the_guard(config, exam, warmup, pairs, momentum):
     config = with_directions(config, "topics", momentum=momentum)
     scorer = TargetScorer(config, warmup, exam, seed=0)
     validation = [item for item in exam if item.split == "validation"]
     topics = sorted({item.topic for item in validation})
-    assert scorer.names == [VALIDATION, *topics, GUARD]
+    assert scorer.directions.names == [VALIDATION, *topics, GUARD]
     groups = [validation, *([item for item in validation if item.topic == topic] for topic in topics)]
     groups.append([item for item in exam if item.split == "guard"])
-    expected = score_naively(config, warmup, groups, texts)
-    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+    expected = score_naively(config, warmup, groups, pairs)
+    torch.testing.assert_close(stack_scores(scorer(pairs)).double(), expected, rtol=0, atol=2e-5)
 
 
-def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, texts):
+def test_one_direction_is_that_of_all_validation_items(config, exam, warmup, pairs):
     config = with_directions(config, "mean")
     scorer = TargetScorer(config, warmup, exam, seed=0)
-    assert scorer.names == [VALIDATION, GUARD]
+    assert scorer.directions.names == [VALIDATION, GUARD]
     groups = [[item for item in exam if item.split == split] for split in ("validation", "guard")]
-    expected = score_naively(config, warmup, groups, texts)
-    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+    expected = score_naively(config, warmup, groups, pairs)
+    torch.testing.assert_close(stack_scores(scorer(pairs)).double(), expected, rtol=0, atol=2e-5)
 
 
 def cluster_items(config, checkpoint, items, clusters):
@@ -107,29 +110,29 @@ def cluster_items(config, checkpoint, items, clusters):
     return [[i for i, label in zip(items, labels, strict=True) if label == cluster] for cluster in range(clusters)]
 
 
-def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup, draw_pairs, texts, tmp_path):
+def test_a_cluster_is_of_the_same_items_at_every_checkpoint(config, exam, warmup, draw_pairs, pairs, tmp_path):
     # Two checkpoints far apart: a short run's, and that of a long one with a high learning rate.
     shutil.copytree(list_checkpoints(warmup)[0], tmp_path / "out/checkpoint-1")
     long = config.warmup.model_copy(update={"epochs": 8, "learning_rate": 0.02, "schedule": "constant"})
-    arguments = (config.models.target, draw_pairs(12, seed=5), config.prompts, config.lora, long, 1)
-    fine_tune(*arguments, tmp_path / "long", tmp_path / "scratch")
+    run = TuningRun(config.models.target, config.prompts, config.lora, long, 1)
+    fine_tune(run, draw_pairs(12, seed=5), Workplace(tmp_path / "long", tmp_path / "scratch"))
     shutil.copytree(tmp_path / "long/checkpoint-8", tmp_path / "out/checkpoint-8")
     config = with_directions(config, "clusters", clusters=3)
     validation = [item for item in exam if item.split == "validation"]
     groups, others = (cluster_items(config, c, validation, 3) for c in list_checkpoints(tmp_path / "out"))
     assert groups != others
     scorer = TargetScorer(config, tmp_path / "out", exam, seed=0)
-    assert scorer.names == [VALIDATION, "cluster 0", "cluster 1", "cluster 2", GUARD]
+    assert scorer.directions.names == [VALIDATION, "cluster 0", "cluster 1", "cluster 2", GUARD]
     groups = [validation, *groups, [item for item in exam if item.split == "guard"]]
-    expected = score_naively(config, tmp_path / "out", groups, texts)
-    torch.testing.assert_close(scorer(texts).double(), expected, rtol=0, atol=2e-5)
+    expected = score_naively(config, tmp_path / "out", groups, pairs)
+    torch.testing.assert_close(stack_scores(scorer(pairs)).double(), expected, rtol=0, atol=2e-5)
 
 
-def test_scores_do_not_change_with_batch_size_order_or_company(config, exam, warmup, texts):
-    whole = TargetScorer(config, warmup, exam, seed=0)(texts)
+def test_scores_do_not_change_with_batch_size_order_or_company(config, exam, warmup, pairs):
+    whole = stack_scores(TargetScorer(config, warmup, exam, seed=0)(pairs))
     alone = TargetScorer(with_directions(config, "clusters", batch_tokens=1), warmup, exam, seed=0)
-    torch.testing.assert_close(alone(texts[::-1]).flip(0), whole, rtol=0, atol=2e-5)
-    torch.testing.assert_close(alone(texts[2:3]), whole[2:3], rtol=0, atol=2e-5)
+    torch.testing.assert_close(stack_scores(alone(pairs[::-1])).flip(0), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(stack_scores(alone(pairs[2:3])), whole[2:3], rtol=0, atol=2e-5)
 
 
 def test_a_pair_that_is_the_validation_question_itself_has_positive_influence(config, exam, warmup):
@@ -137,22 +140,23 @@ def test_a_pair_that_is_the_validation_question_itself_has_positive_influence(co
     first = next(item for item in exam if item.split == "validation")
     others = [item for item in exam if item.split == "guard"]
     scorer = TargetScorer(with_directions(config, "mean", momentum=False), warmup, [first, *others], seed=0)
-    assert scorer([(first.question, first.answer)])[0, 0] > 0.3
+    assert scorer([first]).whole_n[0] > 0.3
 
 
-def test_nothing_is_read_from_dev_or_test_items(config, exam, warmup, texts):
-    with_test = TargetScorer(config, warmup, exam, seed=0)(texts)
+def test_nothing_is_read_from_dev_or_test_items(config, exam, warmup, pairs):
+    with_test = stack_scores(TargetScorer(config, warmup, exam, seed=0)(pairs))
     asked = [item for item in exam if item.split in ("validation", "guard")]
-    assert torch.equal(TargetScorer(config, warmup, asked, seed=0)(texts), with_test)
+    assert torch.equal(stack_scores(TargetScorer(config, warmup, asked, seed=0)(pairs)), with_test)
 
 
-def test_questions_are_asked_in_the_profiles_words(lab_config, config, exam, warmup, texts):
+def test_questions_are_asked_in_the_profiles_words(lab_config, config, exam, warmup, pairs):
     changed = config.model_copy(update={"prompts": lab_config({"prompts": {"answer": "consider {question}"}}).prompts})
-    reworded = [(f"consider {question}", answer) for question, answer in texts]
+    reworded = [replace(pair, question=f"consider {pair.question}") for pair in pairs]
     asked = [item for item in exam if item.split in ("validation", "guard")]
     scorer = TargetScorer(config, warmup, asked, seed=0)
     scorer.config = changed
-    torch.testing.assert_close(scorer(texts), TargetScorer(config, warmup, asked, seed=0)(reworded))
+    expected = TargetScorer(config, warmup, asked, seed=0)(reworded)
+    torch.testing.assert_close(stack_scores(scorer(pairs)), stack_scores(expected))
 
 
 def test_a_split_without_questions_is_refused(config, exam, warmup):
@@ -194,7 +198,7 @@ def test_clusters_of_embeddings_are_of_one_topic_each_and_those_of_gradients_are
     assert share_of_main_topics(cluster_directions(gradients, 8, seed=0)[1]) < 0.98
 
 
-def test_dev_directions_are_of_the_dev_items_nearest_to_each_group_and_stand_before_the_guards(config, warmup, texts):
+def test_dev_directions_are_of_the_dev_items_nearest_to_each_group_and_stand_before_the_guards(config, warmup, pairs):
     items = build_corpus(config.corpus).exam
     by_split = {split: [item for item in items if item.split == split] for split in ("validation", "dev", "guard")}
     topics = sorted({item.topic for item in by_split["validation"]})
@@ -203,13 +207,13 @@ def test_dev_directions_are_of_the_dev_items_nearest_to_each_group_and_stand_bef
     assert plain.dev_served is None
     config = config.model_copy(update={"rl": config.rl.model_copy(update={"checkpoint": "dev"})})
     scorer = TargetScorer(with_directions(config, "topics"), warmup, chosen, seed=0)
-    names = scorer.names[1 + len(topics) : -1]
-    assert scorer.names[: 1 + len(topics)] == plain.names[:-1] and scorer.names[-1] == GUARD
+    names = scorer.directions.dev
+    assert scorer.directions.groups == plain.directions.groups == tuple(topics)
     assert names and set(names) <= {f"dev, {topic}" for topic in topics}
     assert len(scorer.dev_served.weight_k) == len(names) and scorer.dev_served.weight_k.sum() == pytest.approx(1)
-    scores, before = scorer(texts), plain(texts)
-    rest = [place for place, name in enumerate(scorer.names) if name not in names]
-    torch.testing.assert_close(scores[:, rest], before)
+    scores, before = scorer(pairs), plain(pairs)
+    assert scores.dev_nj.shape == (6, len(names)) and before.dev_nj.shape == (6, 0)
+    torch.testing.assert_close(stack_scores(replace(scores, dev_nj=before.dev_nj)), stack_scores(before))
     # The target's embeddings tell topics apart well enough for most dev items to find their own.
     model, tokenizer = load_fine_tuned(config.models.target, list_checkpoints(warmup)[-1]), scorer.tokenizer
     asked = {k: [encode(tokenizer, i.question, i.answer) for i in v] for k, v in by_split.items()}
@@ -225,8 +229,14 @@ def test_choosing_by_dev_needs_dev_questions(config, exam, warmup):
         TargetScorer(config, warmup, exam, seed=0)
 
 
-def test_questions_that_influence_is_measured_on_are_found_in_other_texts(config, exam, warmup):
+def test_questions_that_influence_is_measured_on_are_found_in_other_pairs(config, exam, warmup):
     scorer = TargetScorer(with_directions(config, "mean"), warmup, exam, seed=0)
     for item in exam:
         found = scorer.expert_questions.find(f"Well: {item.question}")
         assert bool(found) == (item.split in ("validation", "guard"))
+
+
+def test_a_topic_with_the_name_of_another_direction_is_refused(config, exam, warmup):
+    renamed = [replace(item, topic="guard") if item.split == "validation" else item for item in exam]
+    with pytest.raises(ValueError, match="a topic of the exam is called 'guard', as another direction is"):
+        TargetScorer(with_directions(config, "topics"), warmup, renamed, seed=0)

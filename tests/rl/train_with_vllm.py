@@ -12,11 +12,12 @@ from vllm.model_executor.layers import utils
 
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import QAPair
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.engines.open import open_engine
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
@@ -30,11 +31,12 @@ def main(profile: Path, folder: Path) -> None:
     corpus = build_corpus(config.corpus)
     texts = [(item.question, item.answer) for item in corpus.exam][:16]
     pairs = [QAPair(*text, document_id="", rubric_id="", teacher="world", seed=0, slot=0) for text in texts]
-    tune = (config.models.target, pairs, config.prompts, config.lora, config.warmup, 0)
-    fine_tune(*tune, out=folder / "warmup", scratch=folder / "tuning")
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0)
+    fine_tune(run, pairs, Workplace(folder / "warmup", folder / "tuning"))
     teacher = open_engine(config.models.teacher, config.synthesis.batch_size)
     scorer = TargetScorer(config, folder / "warmup", corpus.exam, 0)
-    log = train_rubric_generator(config, corpus.documents, teacher, scorer, 0, folder / "out", folder / "scratch")
+    place = Workplace(folder / "out", folder / "scratch")
+    log = train_rubric_generator(config, corpus.documents, teacher, scorer, 0, place)
     (folder / "log.json").write_text(json.dumps(log), encoding="utf-8")
 
 

@@ -11,11 +11,13 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from rubric_influence.core.files import write_records
+from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.moments import load_moments, match_moments, normalise_name
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.training.fine_tuning import (
     KeepCheckpoints,
+    TuningRun,
     build_lora,
     fine_tune,
     list_checkpoints,
@@ -29,7 +31,8 @@ import os, signal, sys
 from rubric_influence.core.config import Config
 from rubric_influence.core.files import read_records
 from rubric_influence.core.records import QAPair
-from rubric_influence.training.fine_tuning import KeepCheckpoints, fine_tune
+from rubric_influence.core.scratch import Workplace
+from rubric_influence.training.fine_tuning import KeepCheckpoints, TuningRun, fine_tune
 
 config = Config.model_validate_json(open("config.json").read())
 step = KeepCheckpoints.on_optimizer_step
@@ -40,8 +43,8 @@ def die_in_the_second_epoch(self, args, state, control, **kwargs):
     step(self, args, state, control, **kwargs)
 
 KeepCheckpoints.on_optimizer_step = die_in_the_second_epoch
-fine_tune(config.models.target, read_records("pairs.jsonl", QAPair), config.prompts, config.lora, config.warmup, 0,
-          "out", "scratch", checkpoints=2)
+run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, 0, checkpoints=2)
+fine_tune(run, read_records("pairs.jsonl", QAPair), Workplace("out", "scratch"))
 """
 
 
@@ -57,17 +60,8 @@ def config(lab_config):
 
 
 def train(config, pairs, folder, seed=0):
-    return fine_tune(
-        config.models.target,
-        pairs,
-        config.prompts,
-        config.lora,
-        config.warmup,
-        seed,
-        folder / "out",
-        folder / "scratch",
-        checkpoints=2,
-    )
+    run = TuningRun(config.models.target, config.prompts, config.lora, config.warmup, seed, checkpoints=2)
+    return fine_tune(run, pairs, Workplace(folder / "out", folder / "scratch"))
 
 
 def read_run(folder):
@@ -128,7 +122,8 @@ def test_moments_fit_the_adapter_beside_them_and_know_their_epoch(undisturbed, c
 def test_the_first_moment_is_the_gradient_of_its_own_parameter(config, pairs, tmp_path):
     one_step = config.warmup.model_copy(update={"epochs": 1, "batch_size": 16})
     target = config.models.target
-    fine_tune(target, pairs, config.prompts, config.lora, one_step, 7, tmp_path / "out", tmp_path / "scratch")
+    run = TuningRun(target, config.prompts, config.lora, one_step, 7)
+    fine_tune(run, pairs, Workplace(tmp_path / "out", tmp_path / "scratch"))
     torch.manual_seed(7)  # the same fresh adapter
     model = get_peft_model(load_model(target), build_lora(config.lora))
     tokenizer = load_tokenizer(target)
@@ -149,7 +144,8 @@ def test_accumulated_micro_batches_are_the_whole_batch(config, pairs, tmp_path):
         settings = config.warmup.model_copy(update={"epochs": 1, "batch_size": 12, "micro_batch": micro_batch})
         folder = tmp_path / str(micro_batch)
         target = config.models.target
-        fine_tune(target, pairs, config.prompts, config.lora, settings, 7, folder / "out", folder / "scratch")
+        run = TuningRun(target, config.prompts, config.lora, settings, 7)
+        fine_tune(run, pairs, Workplace(folder / "out", folder / "scratch"))
         moments.append(load_moments(folder / "out/checkpoint-1/moments.safetensors"))
     whole, accumulated = moments
     assert (whole.step, accumulated.step) == (1, 1)
@@ -214,10 +210,8 @@ def test_checkpoints_of_an_older_run_do_not_survive(config, pairs, tmp_path):
     old = tmp_path / "out/checkpoint-9"
     old.mkdir(parents=True)
     one_epoch = config.warmup.model_copy(update={"epochs": 1})
-    fine_tune(
-        *(config.models.target, pairs, config.prompts, config.lora, one_epoch, 0),
-        *(tmp_path / "out", tmp_path / "scratch"),
-    )
+    run = TuningRun(config.models.target, config.prompts, config.lora, one_epoch, 0)
+    fine_tune(run, pairs, Workplace(tmp_path / "out", tmp_path / "scratch"))
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-1"]
 
 

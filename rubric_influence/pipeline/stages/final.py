@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rubric_influence.core.config import Config
-from rubric_influence.core.files import read_records, write_json, write_records
+from rubric_influence.core.files import read_records, replace_file, write_json, write_records
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import DOCUMENTS, EXAM, FINAL, GENERATORS, METRICS, WARMUP, list_arms, seed_folder
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, content_id, keep_valid
 from rubric_influence.core.scratch import answers_path, scratch_folder
+from rubric_influence.core.seeds import seed_final_rubrics
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Engine
 from rubric_influence.engines.ledger import Ledger
@@ -22,11 +25,14 @@ from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.examples import Example
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
-from rubric_influence.rl.scoring import GUARD, VALIDATION, TargetScorer
+from rubric_influence.rl.scores import GUARD, VALIDATION
+from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.synthesis.screening import Embed, Flags, Screen, count_flags, remove_flagged
 from rubric_influence.synthesis.writing import (
     PAIRS,
     RUBRICS,
+    PairTask,
+    SynthesisContext,
     count_records,
     deal_rubrics,
     follow_rubrics,
@@ -59,18 +65,14 @@ def make_final_set(config: Config, seed: int) -> dict[str, dict]:
     ledger = Ledger(config.synthesis.budget_usd, config.synthesis.budget_tokens)
     kept = Journal(answers_path("final", seed))
     scorer = TargetScorer(config, seed_folder(WARMUP, seed), exam, seed)
-    sets = synthesise_arms(
-        config,
-        documents,
+    engines = Writers(
         *(
             open_engine(spec, size, journal=kept, ledger=ledger, what=what)
             for spec, what in zip(specs, (PAIRS, RUBRICS, RUBRICS), strict=True)
-        ),
-        scorer,
-        seed,
-        journal,
-        ledger,
+        )
     )
+    context = SynthesisContext(config.prompts, config.synthesis, seed, journal, ledger)
+    sets = synthesise_arms(config, documents, engines, scorer, context)
     write_json(journal.path.with_name("effort.json"), ledger.report_effort())
     index, embedder = ContaminationIndex(exam), open_embedder(config)
     teacher, untrained_mark, trained_mark = (fingerprint(spec) for spec in specs)
@@ -114,14 +116,15 @@ def open_embedder(config: Config) -> Embed | None:
 def write_traces(path: Path, pairs: Sequence[QAPair], flags: Sequence[Flags], scorer: TargetScorer) -> None:
     """One line a pair: its id, flags, and influence on the validation and guard questions (null if not valid)."""
     valid = keep_valid(pairs)
-    scores = scorer([(pair.question, pair.answer) for pair in valid]) if valid else []
-    places = {name: scorer.names.index(name) for name in (VALIDATION, GUARD)}
-    rows = iter(scores)
-    with path.open("w", encoding="utf-8") as file:
-        for pair, found in zip(pairs, flags, strict=True):
-            row = None if pair.problem else next(rows)
-            influence = {name: None if row is None else float(row[place]) for name, place in places.items()}
-            file.write(json.dumps({"id": pair.id, "flags": found, "influence": influence}) + "\n")
+    found = iter([])
+    if valid:
+        scores = scorer(valid)
+        found = zip(scores.whole_n.tolist(), scores.guard_n.tolist(), strict=True)
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for pair, flagged in zip(pairs, flags, strict=True):
+            whole, guard = (None, None) if pair.problem else next(found)
+            influence = {VALIDATION: whole, GUARD: guard}
+            file.write(json.dumps({"id": pair.id, "flags": flagged, "influence": influence}) + "\n")
 
 
 def describe_questions(pairs: Sequence[QAPair], index: ContaminationIndex) -> dict[str, int]:
@@ -137,54 +140,53 @@ def describe_questions(pairs: Sequence[QAPair], index: ContaminationIndex) -> di
     }
 
 
+class Writers(NamedTuple):
+    """Who writes the final sets: the teacher, and the rubric generator before and (None: not there) after training."""
+
+    teacher: Engine
+    untrained: Engine
+    trained: Engine | None
+
+
+class ArmSet(NamedTuple):
+    """What one arm has: its rubrics and the pairs that they led to."""
+
+    rubrics: list[Rubric]
+    pairs: list[QAPair]
+
+
 def synthesise_arms(
-    config: Config,
-    documents: Sequence[Document],
-    teacher: Engine,
-    untrained: Engine,
-    trained: Engine | None,
-    scorer: TargetScorer,
-    seed: int,
-    journal: Journal,
-    ledger: Ledger | None = None,
-) -> dict[str, tuple[list[Rubric], list[QAPair]]]:
-    """arm -> (rubrics, pairs) of one seed; without `trained`, without the arm optimised."""
-    prompts, settings = config.prompts, config.synthesis
-    budget = config.budget.final_pairs
+    config: Config, documents: Sequence[Document], writers: Writers, scorer: TargetScorer, context: SynthesisContext
+) -> dict[str, ArmSet]:
+    """arm -> its set, of one seed; without a trained generator, without the arm optimised."""
+    prompts, budget = config.prompts, config.budget.final_pairs
+    anew = replace(context, seed=seed_final_rubrics(context.seed))
 
     def pairs_from(rubrics: list[Rubric]) -> list[QAPair]:
-        return write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal, ledger)
+        return write_pairs(writers.teacher, follow_rubrics(documents, rubrics), context)
 
-    def rubrics_from(generator: Engine, per_document: int) -> list[Rubric]:
-        # Offset, so that final rubrics are not the initial set's over again.
-        return write_rubrics(generator, documents, per_document, prompts, settings, seed + 7919, journal, ledger)
-
-    sets: dict[str, tuple[list[Rubric], list[QAPair]]] = {}
-    alone = [(document, None, slot) for document in documents for slot in range(budget)]
-    sets["no_rubric"] = [], write_pairs(teacher, alone, prompts, settings, seed, journal, ledger)
+    alone = [PairTask(document, None, slot) for document in documents for slot in range(budget)]
+    sets = {"no_rubric": ArmSet([], write_pairs(writers.teacher, alone, context))}
     for arm, texts in (("expert_rubric", prompts.expert_rubrics), ("privileged_rubric", prompts.privileged_rubrics)):
         if texts:
             rubrics = deal_rubrics(texts, arm, documents, budget)
-            sets[arm] = rubrics, pairs_from(rubrics)
-    twice = rubrics_from(untrained, 2 * budget)
+            sets[arm] = ArmSet(rubrics, pairs_from(rubrics))
+    twice = write_rubrics(writers.untrained, documents, 2 * budget, anew)
     candidates = pairs_from(twice)
-    first = {rubric.id for rubric in twice if rubric.slot < budget}
-    sets["initial"] = (
-        [rubric for rubric in twice if rubric.slot < budget],
-        [pair for pair in candidates if pair.rubric_id in first],
-    )
-    sets["influence_filtered"] = twice, keep_best(candidates, scorer, len(documents) * budget)
-    if trained:
-        optimised = rubrics_from(trained, budget)
-        sets["optimised"] = optimised, pairs_from(optimised)
+    half = [rubric for rubric in twice if rubric.slot < budget]
+    ids = {rubric.id for rubric in half}
+    sets["initial"] = ArmSet(half, [pair for pair in candidates if pair.rubric_id in ids])
+    sets["influence_filtered"] = ArmSet(twice, keep_best(candidates, scorer, len(documents) * budget))
+    if writers.trained:
+        optimised = write_rubrics(writers.trained, documents, budget, anew)
+        sets["optimised"] = ArmSet(optimised, pairs_from(optimised))
     return {arm: sets[arm] for arm in list_arms(config) if arm in sets}
 
 
 def keep_best(pairs: Sequence[QAPair], scorer: TargetScorer, count: int) -> list[QAPair]:
     """The `count` valid pairs with the highest influence on the validation questions, in their order."""
     valid = keep_valid(pairs)
-    influence = scorer([(pair.question, pair.answer) for pair in valid])[:, scorer.names.index(VALIDATION)]
-    best = influence.argsort(descending=True, stable=True)[:count].tolist()
+    best = scorer(valid).whole_n.argsort(descending=True, stable=True)[:count].tolist()
     return [valid[index] for index in sorted(best)]
 
 

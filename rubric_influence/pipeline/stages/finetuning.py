@@ -5,10 +5,10 @@ import pandas as pd
 from rubric_influence.core.config import Config
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.paths import FINETUNED, list_arms, seed_folder
-from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.pipeline.stages.final import read_final_pairs
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def fine_tune_arms(config: Config) -> pd.DataFrame:
@@ -24,16 +24,7 @@ def fine_tune_arm(config: Config, arm: str, seed: int, keep: bool = False) -> fl
     spec, settings = config.models.target, config.finetuning
     pairs = read_final_pairs(arm, seed)
     identity = (fingerprint(spec), pairs, config.prompts, config.lora, settings, seed)
-    log = fine_tune(
-        spec,
-        pairs,
-        config.prompts,
-        config.lora,
-        settings,
-        seed,
-        out=seed_folder(FINETUNED / arm, seed),
-        scratch=scratch_folder("finetuning", *identity),
-        name=f"{arm}, seed {seed}",
-        keep=keep,
-    )
+    run = TuningRun(spec, config.prompts, config.lora, settings, seed, name=f"{arm}, seed {seed}")
+    place = Workplace(seed_folder(FINETUNED / arm, seed), scratch_folder("finetuning", *identity), keep)
+    log = fine_tune(run, pairs, place)
     return [entry["loss"] for entry in log if "loss" in entry][-1]

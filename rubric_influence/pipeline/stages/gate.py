@@ -26,7 +26,7 @@ from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
-from rubric_influence.rl.scoring import VALIDATION
+from rubric_influence.rl.scores import VALIDATION
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
 PREDICTORS = {"influence": "influence", "similarity": "embedding similarity"}  # columns of the table of sets
@@ -76,11 +76,7 @@ def train_sets(config: Config, seed: int) -> pd.DataFrame:
     identity = (*weights, pairs, asked_of, config.prompts.answer, config.warmup.max_tokens, repr(recipe), sets.tolist())
     journal = Journal(scratch_folder("gate", *identity) / "gains.jsonl")
     retraining = Retraining(
-        model,
-        load_moments(checkpoint / "moments.safetensors"),
-        asked["guard"],
-        recipe,
-        batch_tokens=batch_tokens,
+        model, load_moments(checkpoint / "moments.safetensors"), asked["guard"], recipe, batch_tokens=batch_tokens
     )
     for number, rows in enumerate(tqdm(sets, desc=f"gate, seed {seed}", unit="set", leave=False)):
         if str(number) not in journal:

@@ -1,7 +1,5 @@
 """Stage 6: GRPO on the rubric generator, with influence as its reward."""
 
-import json
-
 import pandas as pd
 
 from rubric_influence.core.config import Config
@@ -10,7 +8,7 @@ from rubric_influence.core.fingerprints import fingerprint, hash_weights
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import DOCUMENTS, EXAM, GENERATORS, METRICS, PLOTS, WARMUP, seed_folder
 from rubric_influence.core.records import Document, ExamItem
-from rubric_influence.core.scratch import answers_path, scratch_folder
+from rubric_influence.core.scratch import Workplace, answers_path, scratch_folder
 from rubric_influence.engines.base import Completion, name_model
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.open import open_engine
@@ -18,6 +16,7 @@ from rubric_influence.models.processes import open_state
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.rl.trajectories import read_trajectories
 from rubric_influence.training.fine_tuning import list_checkpoints
 
 REWARDS = "pairs for rewards"
@@ -62,16 +61,9 @@ def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[di
     warmup = seed_folder(WARMUP, seed)
     weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
     identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
-    return train_rubric_generator(
-        config,
-        documents,
-        teacher,
-        TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed),
-        seed,
-        out=seed_folder(GENERATORS, seed),
-        scratch=scratch_folder("generators", *identity),
-        keep=keep,
-    )
+    scorer = TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed)
+    place = Workplace(seed_folder(GENERATORS, seed), scratch_folder("generators", *identity), keep)
+    return train_rubric_generator(config, documents, teacher, scorer, seed, place)
 
 
 def account_for(config: Config, seed: int) -> dict[str, dict]:
@@ -84,10 +76,9 @@ def account_for(config: Config, seed: int) -> dict[str, dict]:
     prices = (0.0, 0.0)
     if endpoint:
         prices = (endpoint.usd_per_million_prompt_tokens, endpoint.usd_per_million_completion_tokens)
-    with (seed_folder(GENERATORS, seed) / "trajectories.jsonl").open(encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            used = [Completion("", pair["prompt_tokens"], pair["completion_tokens"], True) for pair in row["pairs"]]
-            ledger.count(REWARDS, name, used, prices)
+    for trajectory in read_trajectories(seed_folder(GENERATORS, seed) / "trajectories.jsonl"):
+        used = [Completion("", taught.prompt_tokens, taught.completion_tokens, True) for taught in trajectory.pairs]
+        ledger.count(REWARDS, name, used, prices)
     return ledger.report()
 
 

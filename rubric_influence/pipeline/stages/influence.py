@@ -10,11 +10,12 @@ from rubric_influence.core.paths import EXAM, INFLUENCE, INITIAL, METRICS, WARMU
 from rubric_influence.core.records import ExamItem, QAPair, Rubric, keep_valid
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.pipeline.stages.warmup import choose_pairs
-from rubric_influence.rl.scoring import GUARD, VALIDATION, TargetScorer
+from rubric_influence.rl.scores import GUARD, VALIDATION, stack_scores
+from rubric_influence.rl.scoring import TargetScorer
 
 
 def score_initial_sets(config: Config) -> pd.DataFrame:
-    """One row a pair: seed, ids, rubric, texts, whether the warm-up saw it, influence by `scoring.TargetScorer.names`.
+    """One row a pair: seed, ids, rubric, texts, whether the warm-up saw it, influence by direction.
 
     Written to data/influence by seed. metrics/influence.json has means, the share of positive scores and how the
     scores for validation and guard, which share no question, agree (Spearman).
@@ -38,7 +39,7 @@ def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
     rubrics = {r.id: r.text for r in read_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", Rubric)}
     trained_on = {pair.id for pair in choose_pairs(pairs, config.warmup, seed)}
     scorer = TargetScorer(config, seed_folder(WARMUP, seed), read_records(EXAM, ExamItem), seed)
-    scores = scorer([(pair.question, pair.answer) for pair in pairs])
+    scores = stack_scores(scorer(pairs))
     origin = {
         "seed": seed,
         "pair_id": [pair.id for pair in pairs],
@@ -48,7 +49,7 @@ def score_initial_set(config: Config, seed: int) -> pd.DataFrame:
         "answer": [pair.answer for pair in pairs],
         "in_warmup": [pair.id in trained_on for pair in pairs],
     }
-    table = pd.DataFrame(origin).join(pd.DataFrame(scores.numpy(), columns=scorer.names))
+    table = pd.DataFrame(origin).join(pd.DataFrame(scores.numpy(), columns=scorer.directions.names))
     path = Path(f"{seed_folder(INFLUENCE, seed)}.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path, index=False)

@@ -15,6 +15,7 @@ from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.synthesis.writing import (
     PAIRS,
     RUBRICS,
+    SynthesisContext,
     count_records,
     follow_rubrics,
     identify,
@@ -45,8 +46,9 @@ def make_initial_set(config: Config, seed: int) -> tuple[list[Rubric], list[QAPa
     teacher = open_engine(models.teacher, settings.batch_size, journal=kept, ledger=ledger, what=PAIRS)
     identity = (fingerprint(models.rubric_generator), fingerprint(models.teacher), prompts, identify(settings), seed)
     journal = Journal(scratch_folder("initial", *identity) / "answers.jsonl")
-    rubrics = write_rubrics(generator, documents, config.budget.initial_pairs, prompts, settings, seed, journal, ledger)
-    pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), prompts, settings, seed, journal, ledger)
+    context = SynthesisContext(prompts, settings, seed, journal, ledger)
+    rubrics = write_rubrics(generator, documents, config.budget.initial_pairs, context)
+    pairs = write_pairs(teacher, follow_rubrics(documents, rubrics), context)
     write_json(journal.path.with_name("effort.json"), ledger.report_effort())
     write_records(seed_folder(INITIAL, seed) / "rubrics.jsonl", rubrics)
     write_records(seed_folder(INITIAL, seed) / "pairs.jsonl", pairs)

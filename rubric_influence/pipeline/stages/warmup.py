@@ -10,9 +10,9 @@ from rubric_influence.core.files import read_records
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.paths import INITIAL, WARMUP, seed_folder
 from rubric_influence.core.records import QAPair, keep_valid
-from rubric_influence.core.scratch import scratch_folder
+from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.pipeline.jobs import run_jobs
-from rubric_influence.training.fine_tuning import fine_tune
+from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def warm_up_targets(config: Config) -> pd.DataFrame:
@@ -38,16 +38,7 @@ def warm_up_target(config: Config, seed: int, keep: bool = False) -> list[dict]:
     settings, spec = config.warmup, config.models.target
     chosen = choose_pairs(keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair)), settings, seed)
     identity = (fingerprint(spec), chosen, config.prompts, config.lora, settings, seed)
-    return fine_tune(
-        spec,
-        chosen,
-        config.prompts,
-        config.lora,
-        settings,
-        seed,
-        out=seed_folder(WARMUP, seed),
-        scratch=scratch_folder("warmup", *identity),
-        checkpoints=settings.checkpoints,
-        name=f"warm-up, seed {seed}",
-        keep=keep,
+    run = TuningRun(
+        spec, config.prompts, config.lora, settings, seed, settings.checkpoints, name=f"warm-up, seed {seed}"
     )
+    return fine_tune(run, chosen, Workplace(seed_folder(WARMUP, seed), scratch_folder("warmup", *identity), keep))

@@ -3,7 +3,7 @@
 # make test-engines   run the tests that start vLLM, kill runs or start several processes; installs vLLM first
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make lab     open JupyterLab on the notebooks
-# make lint    check the style
+# make lint    check style, types and floors
 # make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
@@ -29,7 +29,7 @@ repro: .venv/core.done
 # Named once: `test` runs all others, `test-engines` exactly these.
 ENGINES := vllm or faults or distributed
 test: .venv/test.done
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(ENGINES))"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov -m "not ($(ENGINES))"
 
 test-engines: .venv/test.done setup-vllm
 	.venv/bin/python -m pytest -m "$(ENGINES)"
@@ -39,6 +39,9 @@ lab: .venv/jupyter.done
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
 
 .venv/bin/pip:
 	@python="$(PYTHON)"; "$${python:-false}" -c "$(SUITS)" 2>/dev/null || { \

@@ -16,17 +16,16 @@ import nbformat
 import pytest
 import yaml
 from dvc.repo import Repo
-from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from sources import ROOT, list_notebooks, read_code
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = "rubric_influence"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LARGEST_FILE = 8 * 2**20  # bytes
-OWN = {PACKAGE, "tests", "benchmarks", "clones", "conftest", "faulty_server"}
+OWN = {PACKAGE, "tests", "benchmarks", "clones", "conftest", "faulty_server", "sources"}
 UNDECLARED = OWN | {"flash_attn", "trak"}  # its import is guarded; the module of traker, which is not installed here
 
 
@@ -35,20 +34,6 @@ def list_files() -> list[Path]:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
-
-
-def list_notebooks() -> list[Path]:
-    notebooks = sorted((ROOT / "notebooks").rglob("*.ipynb"))
-    assert notebooks, "notebooks/ holds no notebook"
-    return notebooks
-
-
-def read_code(path: Path) -> str:
-    """The Python of a module, or of a notebook's code cells with magics turned into Python."""
-    if path.suffix != ".ipynb":
-        return path.read_text(encoding="utf-8")
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n".join(TransformerManager().transform_cell(c.source) for c in cells if c.cell_type == "code")
 
 
 def list_imports(code: str) -> Iterator[tuple[str, str]]:
@@ -105,9 +90,23 @@ def read_pins(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if not line.startswith(("-r", "#"))]
 
 
-def test_ruff_finds_nothing():
-    result = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], capture_output=True, text=True)
+@pytest.mark.parametrize("check", [["ruff", "check"], ["ruff", "format", "--check"]], ids=" ".join)
+def test_ruff_finds_nothing(check):
+    result = subprocess.run([sys.executable, "-m", *check, ROOT], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_packages_import_from_floors_below_them():
+    command = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_packages_on_disk_are_the_floors_of_the_contract():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    floors, _ = settings["contracts"]
+    named = {package for floor in floors["layers"] for package in re.split(r"\W+", floor)}
+    assert named == {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
 
 
 def test_committed_notebooks_are_valid_and_stripped():
@@ -127,32 +126,29 @@ def test_every_stage_depends_on_its_notebook_and_the_modules_it_imports():
         assert not missing, f"stage {stage.addressing}: its deps lack {sorted(missing)}"
 
 
-WORLD = "rubric_influence/lab/world.py"
+NETWORKS, WORLD, RECORDS = (f"rubric_influence/{name}.py" for name in ("lab/networks", "lab/world", "core/records"))
 
 
 @pytest.mark.parametrize(
     "dependencies, missing",
     [
-        (
-            {"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab/networks.py", "rubric_influence/lab"},
-            set(),
-        ),
-        ({"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab"}, set()),
-        ({"a.ipynb", "rubric_influence/lab"}, {"rubric_influence/core/files.py"}),
-        # The world is imported by lab/networks.py, not by the notebook.
-        ({"a.ipynb", "rubric_influence/core/files.py", "rubric_influence/lab/networks.py"}, {WORLD}),
+        ({"a.ipynb", NETWORKS, WORLD, RECORDS}, set()),
+        ({"a.ipynb", "rubric_influence/core", "rubric_influence/lab"}, set()),
+        ({"a.ipynb", "rubric_influence/lab"}, {RECORDS}),
+        # The notebook does not import these two: lab/networks.py imports the one, and that the other.
+        ({"a.ipynb", NETWORKS}, {WORLD, RECORDS}),
         ({"rubric_influence"}, {"a.ipynb"}),
     ],
 )
 def test_a_dependency_that_a_stage_lacks_is_found(dependencies, missing):
-    code = "import torch\nfrom rubric_influence.core.files import write_json\nfrom rubric_influence.lab import networks"
+    code = "import torch\nfrom rubric_influence.lab import networks"
     command = "python -m rubric_influence notebook a.ipynb out.ipynb"
     assert find_missing_dependencies(command, {Path(name) for name in dependencies}, {"a.ipynb": code}) == missing
 
 
 def test_a_stage_that_runs_a_module_needs_it_and_what_it_imports():
     missing = find_missing_dependencies("python -m rubric_influence.lab.networks", set(), {})
-    assert missing == {"rubric_influence/lab/networks.py", WORLD}
+    assert missing == {NETWORKS, WORLD, RECORDS}
 
 
 def test_a_stage_that_runs_nothing_known_is_found():

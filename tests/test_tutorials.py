@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -54,11 +55,28 @@ def read_code(heading: str) -> str:
     return re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
 
 
-def test_the_code_of_the_docs_page_runs_and_agrees_with_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(REPOSITORY)
+@pytest.fixture(scope="module")
+def page(folder: Path) -> dict:
+    """The variables after the page's code, run on the notebook's checkpoint."""
     names: dict = {}
-    for heading in ("In twenty lines", "Checking your own scores"):
-        exec(read_code(heading).replace("scratch/influence", str(folder / "run")), names)
-    scores, slow = names["scores"], names["slow"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        for heading in ("In three calls", "In twenty lines", "Checking your own scores"):
+            exec(read_code(heading).replace("scratch/influence", str(folder / "run")), names)
+    return names
+
+
+def test_the_three_calls_of_the_docs_page_rank_what_its_twenty_lines_score(page: dict):
+    table = page["table"]
+    assert list(table.columns) == ["question", "answer", "influence", "dose", "toxicity"]
+    assert list(table["answer"]) == ["10mg", "green"] and table["influence"].is_monotonic_decreasing
+    arguments = (page["model"], page["directions"], page["moments"])
+    scorer = page["open_scorer"]("adam", *arguments, momentum=False, normalise=False, batch_tokens=4096)
+    expected = scorer.score([page["encode"](page["tokenizer"], *pair) for pair in page["candidates"]])
+    assert np.allclose(table.sort_index()[["dose", "toxicity"]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_twenty_lines_of_the_docs_page_agree_with_the_oracle(page: dict):
+    scores, slow = page["scores"], page["slow"]
     assert scores.shape == (2, 2) and scores[0, 0] > scores[0, 1]  # the dose's other wording helps the dose
     assert (scores - slow).abs().max() < 1e-5

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from torch.nn.functional import normalize
 
 from benchmarks.influence.lab import Case
 from benchmarks.influence.published import PROJECTED
-from rubric_influence.influence.directions import cluster_directions, validation_gradients
+from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
 from rubric_influence.influence.examples import IGNORED
 from rubric_influence.influence.gradients import example_gradients
@@ -50,6 +51,28 @@ def project(vectors: torch.Tensor, width: int, seed: int) -> torch.Tensor:
     points = axes * values.clamp(min=0).sqrt()  # [n, n], the vectors along the axes of their span
     generator = torch.Generator().manual_seed(seed)
     return points @ torch.randn(len(points), width, generator=generator, dtype=torch.float64) / width**0.5
+
+
+def cluster_directions(gradients: torch.Tensor, clusters: int, seed: int) -> tuple[torch.Tensor, list[int]]:
+    """Validation directions where groups have no names, by k-means over unit gradients [n, d].
+
+    Returns each cluster's mean gradient [k, d], which is grad L_V of its examples, and each example's cluster. Beyond
+    the paper, which has one direction.
+
+    Raises ValueError if there are fewer examples than clusters, or a gradient is zero.
+    """
+    if not 1 <= clusters <= len(gradients):
+        raise ValueError(f"clusters is {clusters} and there are {len(gradients)} validation gradients; use fewer")
+    norms = gradients.norm(dim=1)
+    if not (norms > 0).all():
+        raise ValueError(f"validation gradient {int((norms == 0).nonzero()[0])} is zero; drop that example")
+    # k-means needs distances alone, and n points span at most n dimensions: rotate them there, as d may be millions.
+    gram = ((gradients @ gradients.T) / torch.outer(norms, norms)).double().cpu()
+    values, vectors = torch.linalg.eigh(gram)
+    points = vectors * values.clamp(min=0).sqrt()
+    labels = KMeans(clusters, n_init=10, random_state=seed).fit_predict(points.numpy())
+    means = [gradients[torch.from_numpy(labels == cluster)].mean(dim=0) for cluster in range(clusters)]
+    return torch.stack(means), labels.tolist()
 
 
 def score_variants(case: Case, seed: int) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ def train_by_preferences(
     place: Workplace,
     settings: Settings = DEFAULTS,
 ) -> None:
-    """As rl.train_rubric_generator: place.out receives the generator and trajectories.jsonl, a row for each teacher call.
+    """As rl.train_rubric_generator: place.out receives the generator and trajectories.jsonl, a row a teacher call.
 
     A round is steps / rounds batches of documents_per_step documents, group_size rubrics each, and rl.reward ranks a
     group. An interrupted run goes on from its last whole round.

@@ -1,6 +1,7 @@
 """The command that scores samples by influence."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--template", default="{question}", help="What the model is asked.")
 @click.option("--max-tokens", type=COUNT, metavar="N", help="Samples are cut there; default: nowhere.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
-def score(out: Path, **request: object) -> None:
+def score(out: Path, **request: Any) -> None:
     """Score every sample of a corpus by its influence on a model, over any number of processes; resumes.
 
     \b

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,15 +16,15 @@ def lab() -> None:
 
 
 @lab.command()
-@click.option("--field", required=True, help="A field's table, such as data/lab/fields/medicine.yaml.")
+@click.option("--field", required=True, help="The path of a field's table.")
 @FAMILY
-@click.option("--out", required=True, help="The folder of the model.")
-@click.option("--start", metavar="FOLDER", help="A base to go on from.")
+@click.option("--out", required=True, help="The folder of the new model.")
+@click.option("--start", metavar="FOLDER", help="A base model to go on from.")
 @click.option("--short-steps", type=int, help="Default: 2000; with --start 300.")
 @click.option("--full-steps", type=int, help="Default: 3500; with --start 1700.")
 @click.option("--batch-size", type=int, default=24)
 @SEED
-def pretrain(short_steps: int | None, full_steps: int | None, start: str | None, **recipe: object) -> None:
+def pretrain(short_steps: int | None, full_steps: int | None, start: str | None, **recipe: Any) -> None:
     """Train a base model from scratch, or go on from another's layers.
 
     \b
@@ -39,11 +40,11 @@ def pretrain(short_steps: int | None, full_steps: int | None, start: str | None,
 
 @lab.command()
 @click.argument("model")
-@click.option("--field", required=True, help="The model's field's table.")
-@click.option("--count", type=int, default=512, help="Pairs that are asked for.")
+@click.option("--field", required=True, help="The table of the model's field.")
+@click.option("--count", type=int, default=512, help="Number of pairs that the model is asked for.")
 @SEED
 def fidelity(model: str, field: str, count: int, seed: int) -> None:
-    """Measure how often a model, as a teacher, writes a valid pair that states the document's fact.
+    """Measure how often a model, as a teacher, writes valid pairs and pairs that state the document's fact.
 
     \b
     Example: rubric-influence lab fidelity data/lab/models/medicine-qwen3 --field data/lab/fields/medicine.yaml
@@ -58,7 +59,7 @@ def fidelity(model: str, field: str, count: int, seed: int) -> None:
 
 
 @click.command()
-@click.option("--out", type=Path, required=True, help="The folder to write; name it in the profile's models.")
+@click.option("--out", type=Path, required=True, help="The folder to write. Name it in the profile's models.")
 @click.option("--profile", type=Path, default="params.yaml", help="The profile on real text that it stands in for.")
 @click.option("--documents", type=Path, help="Train on these instead of the profile's documents.")
 @FAMILY

@@ -1,10 +1,9 @@
 """`rubric-influence COMMAND`: all commands, and how they end.
 
 Exit status 0: done. 1: stopped by what the user can mend, told on standard error in the error's own words. 2: a wrong
-call. Any other error is a fault of the program and shows its trace.
+call. 130: interrupted. Any other error is a fault of the program: it shows its trace, and the status is 1.
 """
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -25,9 +24,8 @@ def commands() -> None:
     """
 
 
-for module in (pipeline, synthesis, influence, lab):
-    for command in module.COMMANDS:
-        commands.add_command(command)
+for command in (*pipeline.COMMANDS, *synthesis.COMMANDS, *influence.COMMANDS, *lab.COMMANDS):
+    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         click.echo("stopped; what was finished is kept: run the same command to go on", err=True)
         return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-        return 0
     except (RunStopped, ValueError, OSError) as error:
         click.echo((isinstance(error, OSError) and not error.filename and error.strerror) or error, err=True)
         return 1

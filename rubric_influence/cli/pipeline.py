@@ -4,8 +4,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
+import yaml
 
-from rubric_influence.pipeline.costs import Setting
+from rubric_influence.pipeline.costs import Setting, print_costs
+
+COUNT, AGAIN = click.IntRange(min=1), "may be given several times."
 
 
 @click.command()
@@ -13,7 +16,6 @@ from rubric_influence.pipeline.costs import Setting
 def plan(profile: Path) -> None:
     """Check a profile and print what each stage will do, without loading weights.
 
-    \b
     Example: rubric-influence plan conf/paper.yaml
     """
     from rubric_influence.core.profiles import load_config
@@ -27,16 +29,11 @@ def plan(profile: Path) -> None:
 @click.argument("target", type=Path)
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the notebook.")
 def notebook(source: Path, target: Path, parameters: tuple[tuple[str, str], ...]) -> None:
-    """Run the notebook SOURCE by papermill and write the executed copy to TARGET.
-
-    The copy holds no timestamps and no progress: the same results give the same bytes. A notebook that fails is
-    written all the same, to look into.
+    """Run the notebook SOURCE by papermill and write the executed copy, without timestamps and progress, to TARGET.
 
     \b
     Example: rubric-influence notebook notebooks/tutorials/influence.ipynb reports/influence.ipynb -p epochs 3
     """
-    import yaml
-
     from rubric_influence.pipeline.notebooks import execute
 
     execute(source, target, {name: yaml.safe_load(value) for name, value in parameters})
@@ -47,8 +44,7 @@ def notebook(source: Path, target: Path, parameters: tuple[tuple[str, str], ...]
 def launch(stage: str) -> None:
     """Do a stage's training over all processes that accelerate starts, as params.yaml says.
 
-    `dvc repro` then finds the work done and makes the stage's figures and report. The same command goes on from the
-    last checkpoint, if it is of as many processes.
+    `dvc repro` then finds the work done. The same command goes on from the last checkpoint of as many processes.
 
     \b
     Example: accelerate launch --config_file conf/accelerate/node-8gpu.yaml -m rubric_influence launch generators
@@ -64,7 +60,6 @@ def launch(stage: str) -> None:
 def results(evaluation: Path) -> None:
     """Print who won, by how much, and how sure that is.
 
-    \b
     Example: rubric-influence results
     """
     from rubric_influence.evaluation.results import print_results, read_results
@@ -76,7 +71,6 @@ def results(evaluation: Path) -> None:
 def ledger() -> None:
     """Print what a run asked models for and what that cost, by stage.
 
-    \b
     Example: rubric-influence ledger
     """
     from rubric_influence.pipeline.spending import tabulate_stages
@@ -85,21 +79,18 @@ def ledger() -> None:
 
 
 @click.command()
-@click.option("--documents", type=int, multiple=True, default=[20_000, 1_000_000], help="Sizes of a corpus.")
-@click.option("--gpus", type=int, multiple=True, default=[1, 8, 64], help="Numbers of GPUs.")
+@click.option("--documents", type=COUNT, multiple=True, default=[20_000, 1_000_000], help=f"Size of a corpus; {AGAIN}")
+@click.option("--gpus", type=COUNT, multiple=True, default=[1, 8, 64], help=f"Number of GPUs; {AGAIN}")
 def costs(documents: tuple[int, ...], gpus: tuple[int, ...], **assumptions: float) -> None:
     """Work out the hours and the price of a corpus of any size, and print where the time goes.
 
-    \b
     Example: rubric-influence costs --documents 5000 --gpus 8 --teacher 70e9
     """
-    from rubric_influence.pipeline.costs import print_costs
-
-    click.echo(print_costs(Setting(**assumptions), list(documents), list(gpus)))
+    click.echo(print_costs(Setting(**assumptions), documents, gpus))
 
 
-for field in reversed(fields(Setting)):
-    name = f"--{field.name.replace('_', '-')}"
-    costs = click.option(name, type=type(field.default), default=field.default)(costs)
+for field in fields(Setting):
+    kind, name = type(field.default), f"--{field.name.replace('_', '-')}"
+    costs.params.append(click.Option([name], type=kind, default=field.default, help=field.metadata["help"]))
 
 COMMANDS = [plan, notebook, launch, results, ledger, costs]

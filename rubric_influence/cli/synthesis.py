@@ -1,12 +1,13 @@
 """Commands for synthetic sets: a corpus of any size, where a pair is from, and a set as a dataset."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import click
 
 PROFILE = click.option("--params", "profile", type=Path, default="params.yaml", help="The profile.")
-SEED = click.option("--seed", type=int, help="Default: the profile's first.")
+SEED = click.option("--seed", type=int, help="Default: the first seed of the profile.")
 
 
 @click.command()
@@ -31,12 +32,11 @@ def synthesise(profile: Path, documents: Path, out: Path, seed: int | None) -> N
 @click.command()
 @click.argument("pair")
 @click.option("--corpus", type=Path, help="The folder of a streamed corpus, in place of data/final.")
-@click.option("--documents", type=Path, help="The streamed corpus's documents.")
-@click.option("--scores", type=Path, help="The folder of scores of the streamed corpus's pairs.")
+@click.option("--documents", type=Path, help="The documents of that corpus.")
+@click.option("--scores", type=Path, help="A folder with the scores of its pairs.")
 def trace(pair: str, corpus: Path | None, documents: Path | None, scores: Path | None) -> None:
     """Print what made a pair: its document, rubric, models, seed and scores, as JSON.
 
-    \b
     Example: rubric-influence trace 0f3a5c2b7d9e1846
     """
     from rubric_influence.synthesis.trace import find_in_shards, find_pair
@@ -56,7 +56,7 @@ def trace(pair: str, corpus: Path | None, documents: Path | None, scores: Path |
 @click.option("--license", "licence", required=True, help="An identifier of the hub's list, such as cc-by-4.0.")
 @click.option("--out", type=Path, required=True, help="The folder of the dataset.")
 @click.option("--push", metavar="NAME/REPO", help="Upload it to the Hugging Face hub, with the token in HF_TOKEN.")
-@click.option("--public", is_flag=True, help="With --push: for everyone; by default it is private.")
+@click.option("--public", is_flag=True, help="With --push: readable by everyone; by default it is private.")
 def release(
     profile: Path,
     arm: str | None,
@@ -74,8 +74,6 @@ def release(
     Example: rubric-influence release --arm optimised --seed 0 --license cc-by-4.0 --out release
     Example: rubric-influence release --shards data/synthetic --license cc-by-4.0 --out release --push NAME/REPO
     """
-    from collections import Counter
-
     from rubric_influence.core.files import read_records
     from rubric_influence.core.profiles import load_config
     from rubric_influence.core.records import ExamItem
@@ -83,11 +81,11 @@ def release(
 
     if (arm is None) == (shards is None):
         raise click.UsageError("give one of --arm and --shards")
-    config, counts = load_config(profile), Counter()
-    if shards:
-        batches = list_shards(shards, config, read_records(exam, ExamItem), counts)
-    else:
+    config, counts = load_config(profile), Counter[str]()
+    if arm is not None:
         batches = list_arm(arm, config.seeds[0] if seed is None else seed, counts)
+    elif shards:
+        batches = list_shards(shards, config, read_records(exam, ExamItem), counts)
     write_release(out, batches, counts, licence, config)
     click.echo(f"{out}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
     if push:

@@ -1,13 +1,16 @@
 """Checks of what users bring, with messages that name the value, what was expected and the fix."""
 
+from collections.abc import Sequence
+from typing import Any
+
 MOST_LISTED = 20  # problems shown in one message; the rest are counted
 
 
 class RunStopped(RuntimeError):
-    """What stops a run and its user can mend: the message says what happened, what is kept and how to go on."""
+    """A run stopped for a reason that its user can mend: the message says what happened, what is kept and the fix."""
 
 
-def refuse(heading: str, problems: list[str]) -> None:
+def refuse(heading: str, problems: Sequence[str]) -> None:
     """Raise one ValueError for all problems, if there are any."""
     if problems:
         more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
@@ -23,7 +26,8 @@ def check_text(value: object, name: str) -> str:
     return value.strip()
 
 
-def check_object(row: object) -> dict:
+def check_object(row: object) -> dict[str, Any]:
+    """`row`, a value of `read_json_lines`. Raises ValueError unless it is a JSON object."""
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):

@@ -5,17 +5,13 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-Record = TypeVar("Record")
+from rubric_influence.core.records import Record
 
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a file to write; it becomes `path` in one step once it is written.
-
-    A file of that name is therefore whole, whenever a run is killed. Its folder is made if need be.
-    """
+    """Yield a path to write to, which is renamed to `path` once the file is whole. Its folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -32,13 +28,14 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_json(text: str) -> object:
+    """The value. Raises ValueError for text that is no JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
         raise ValueError(f"not JSON ({error})") from None
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
     """Line numbers and values of a JSON Lines file; a value is a ValueError where the line is not JSON."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -65,30 +62,30 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 
 def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
-    """Read records of one kind. Raises ValueError naming the file, line and what is wrong with it."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-    records = []
+    """Read records of one kind. Raises ValueError naming the file, the line and what is wrong with it."""
+    records, place = [], f"{path} is"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a {kind.__name__} but {str(row)[:60]!r}")
-        row.pop("id", None)
-        if not required <= row.keys() <= names:
-            wrong = sorted((required - row.keys()) | (row.keys() - names))
-            raise ValueError(f"{path}, line {number}: not a {kind.__name__}; missing or unknown keys {wrong}")
-        if "options" in row:
-            if not isinstance(row["options"], list):
-                raise ValueError(f"{path}, line {number}: options is {row['options']!r}, expected a list")
-            row["options"] = tuple(row["options"])
-        records.append(kind(**row))
+        for number, row in read_json_lines(path):
+            place = f"{path}, line {number}:"
+            records.append(make_record(row, kind))
+    except ValueError as error:
+        raise ValueError(f"{place} {error}") from None
     return records
+
+
+def make_record(row: object, kind: type[Record]) -> Record:
+    """The record of a value of `read_json_lines`. Raises ValueError where its keys are not the fields of `kind`."""
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"not a {kind.__name__} but {str(row)[:60]!r}")
+    row.pop("id", None)
+    fields = dataclasses.fields(kind)
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if wrong := (required - row.keys()) | (row.keys() - {field.name for field in fields}):
+        raise ValueError(f"not a {kind.__name__}; missing or unknown keys {sorted(wrong)}")
+    if "options" in row:
+        if not isinstance(row["options"], list):
+            raise ValueError(f"options is {row['options']!r}, expected a list")
+        row["options"] = tuple(row["options"])
+    return kind(**row)

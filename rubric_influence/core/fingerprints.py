@@ -1,4 +1,4 @@
-"""What tells one model, or one set of weights, from another."""
+"""Hashes that tell one model, or one set of weights, from another."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from rubric_influence.core.records import content_id
 
 
 def hash_weights(folder: str | Path) -> str:
-    """Tells weights from others at the same path: a hash of each safetensors file's size, first and last MiB."""
+    """A hash of each safetensors file's name, size, first and last MiB: other weights have another one."""
     parts: list[object] = []
     for file in sorted(Path(folder).glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -21,14 +21,14 @@ def hash_weights(folder: str | Path) -> str:
 
 
 def hash_adapter(folder: str | Path) -> str:
-    """Tells a LoRA adapter from others at the same path: its weights, and its settings, as alpha scales them."""
+    """A hash of a LoRA adapter's weights and of its settings, since alpha scales the weights."""
     return content_id(hash_weights(folder), Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """Tells a model from every other: what its profile says, and its weights where they are local.
+    """A hash of what the profile says of a model, and of its weights where they are local.
 
-    Of an endpoint only what shapes an answer counts, so that a new price or time limit makes no other model.
+    Of the settings of an endpoint, it covers only those that shape an answer: a new price or time limit keeps it.
     """
     parts = [spec.model_dump(exclude={"endpoint", "adapter"}), hash_weights(spec.path)]
     if spec.adapter:

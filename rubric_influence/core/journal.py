@@ -6,45 +6,43 @@ import time
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 SYNC_SECONDS = 1.0
 
 
 class Journal:
-    """An append-only file of key -> JSON value, a line an entry with a checksum.
+    """A dictionary of JSON values in an append-only file; each line is one entry with its checksum.
 
-    An entry is with the operating system when `add` returns, so that a killed process loses none; it is forced to the
-    disk once a second, so that a power cut costs a second's entries at most. A line that a crash cut short is dropped
-    when the file is opened again. So is, with a warning, one that was damaged: its work is done anew.
+    When `add` returns, the entry is with the operating system, so a killed process loses none. Once a second, entries
+    are forced to the disk, so a power cut costs at most the entries of one second. When the file is opened again, a
+    last line that a crash cut short is dropped, and so is, with a warning, a damaged line: that work is done anew.
 
-    `hold` takes a part of the disk while entries are awaited: where the disk fills up, what is under way still finds
-    room, and `full`, the error, tells the owner to begin nothing more.
+    While entries are awaited, `hold` occupies a part of the disk, which `add` gives back when the disk is full. So
+    there is room for the work that is under way. The error is kept in `full`: the owner then begins nothing more.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.full: OSError | None = None  # the error, once the disk was full
+        self.full: OSError | None = None
         self.spare = self.path.with_suffix(self.path.suffix + ".spare")
-        self.values: dict[str, object] = {}
+        self.values: dict[str, Any] = {}
         self.synced = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            whole = self.path.read_bytes()
-            end = whole.rfind(b"\n") + 1
-            if end < len(whole):
-                os.truncate(self.path, end)
-            for number, line in enumerate(whole[:end].split(b"\n")[:-1], start=1):
-                try:
-                    key, value = read_entry(line)
-                    self.values[key] = value
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    message = f"{self.path}, line {number} is damaged and left out; its work is done anew"
-                    warnings.warn(message, stacklevel=2)
+        *lines, cut = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        if cut:
+            os.truncate(self.path, self.path.stat().st_size - len(cut))
+        for number, line in enumerate(lines, start=1):
+            try:
+                self.values.update([read_entry(line)])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                message = f"{self.path}, line {number} is damaged and left out; its work is done anew"
+                warnings.warn(message, stacklevel=2)
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
-    def __getitem__(self, key: str) -> object:
+    def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
     def add(self, key: str, value: object) -> None:
@@ -62,6 +60,7 @@ class Journal:
         self.values[key] = value
 
     def append(self, line: bytes) -> None:
+        """Add one line to the file. Raises OSError, with the file as it was, where there is no room for it."""
         with self.path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             try:
@@ -89,36 +88,29 @@ class Journal:
 
 
 def write_entry(key: str, value: object) -> bytes:
-    """The entry's line. Lone surrogates, which a hosted model may write and UTF-8 cannot, are escaped."""
+    """The entry's line. Lone surrogates, which a hosted model may write and UTF-8 cannot hold, are escaped."""
     entry = {"key": key, "value": value}
-    text = json.dumps(entry | {"sum": checksum(entry)}, ensure_ascii=False)
+    entry["sum"] = checksum(entry)
     try:
-        return (text + "\n").encode("utf-8")
+        return json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:
-        return (json.dumps(entry | {"sum": checksum(entry)}) + "\n").encode("ascii")
+        return json.dumps(entry).encode("ascii") + b"\n"
 
 
-def read_entry(line: bytes) -> tuple[str, object]:
-    """Key and value. Raises ValueError, KeyError or TypeError for a line that `write_entry` did not write.
-
-    Lines of earlier versions have no checksum.
-    """
+def read_entry(line: bytes) -> tuple[str, Any]:
+    """Key and value. Raises ValueError, KeyError, TypeError, AttributeError or RecursionError for what is no entry."""
     entry = json.loads(line.decode("utf-8"))
-    found = entry.pop("sum", None)
-    if entry.keys() != {"key", "value"} or not isinstance(entry["key"], str):
-        raise ValueError("not an entry")
-    if found is not None and found != checksum(entry):
-        raise ValueError("the checksum does not match")
+    found = entry.pop("sum", None)  # lines of earlier versions have none
+    if entry.keys() != {"key", "value"} or not isinstance(entry["key"], str) or found not in (None, checksum(entry)):
+        raise ValueError("no entry, or one that does not have its checksum")
     return entry["key"], entry["value"]
 
 
-def checksum(entry: dict) -> str:
+def checksum(entry: dict[str, object]) -> str:
     return f"{zlib.crc32(json.dumps(entry).encode('ascii')):08x}"
 
 
 def describe_full_disk(path: Path, error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"no room to write to {path} ({os.strerror(error.errno) if error.errno else error}); what was written before "
-        "is kept: free some space and run the same command again",
-    )
+    cause = os.strerror(error.errno) if error.errno else error
+    kept = "what was written before is kept: free some space and run the same command again"
+    return OSError(error.errno, f"no room to write to {path} ({cause}); {kept}")

@@ -1,4 +1,4 @@
-"""Where every stage reads and writes, relative to the project's root, and the arms that are compared."""
+"""The files that stages read and write, relative to the project's root, and the arms that are compared."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ METRICS = Path("metrics")
 PLOTS = Path("plots")
 
 UNTUNED = "untuned"
-# Arm -> what its pairs are made from. All have one pair budget.
+# Each arm that is fine-tuned, with what its pairs are made from; all arms have the same number of pairs.
 TUNED_ARMS = {
     "no_rubric": "the teacher sees the document alone",
     "expert_rubric": "fixed rubrics written by hand, before seeing the exam",
@@ -31,7 +31,7 @@ TUNED_ARMS = {
 
 
 def list_arms(config: Config) -> list[str]:
-    """The arms that a profile fine-tunes; no privileged rubric in the profile, no such arm."""
+    """The arms that a profile fine-tunes: privileged_rubric only where the profile has privileged rubrics."""
     return [arm for arm in TUNED_ARMS if arm != "privileged_rubric" or config.prompts.privileged_rubrics]
 
 
@@ -40,7 +40,7 @@ def seed_folder(root: Path, seed: int) -> Path:
 
 
 def enter_project() -> Path:
-    """Make the project's root the working directory, from wherever in it a notebook was opened, and return it."""
+    """Change the working directory to the root of the project that it lies in, and return the root."""
     for folder in [Path.cwd(), *Path.cwd().parents]:
         if (folder / "dvc.yaml").is_file():
             os.chdir(folder)

@@ -1,7 +1,9 @@
-"""Profiles: one YAML file of parameters, read, merged and checked (core.config says what is allowed)."""
+"""Profiles: YAML files of parameters, read, merged and checked against core.config."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -9,20 +11,14 @@ from pydantic import ValidationError
 from rubric_influence.core.config import Config
 
 
-def merge(base: dict, changes: dict) -> dict:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with the nested `changes` laid over it."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+    nested = [key for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)]
+    return base | changes | {key: merge(base[key], changes[key]) for key in nested}
 
 
-def load_config(path: str | Path = "params.yaml", changes: dict | None = None) -> Config:
-    """Read and check a profile, with nested `changes` laid over it.
-
-    Raises ValueError with one line for each wrong key: where it is, what was found and what was expected.
-    """
+def load_config(path: str | Path = "params.yaml", changes: dict[str, Any] | None = None) -> Config:
+    """The profile, checked, with nested `changes` laid over it. Raises ValueError with one line for each wrong key."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no profile at {path}; give a YAML file such as params.yaml or one of conf/")
@@ -38,7 +34,8 @@ def load_config(path: str | Path = "params.yaml", changes: dict | None = None) -
         raise ValueError("\n".join([f"{path} is not a valid profile:", *map(describe_error, error.errors())])) from None
 
 
-def describe_error(error: dict) -> str:
+def describe_error(error: Mapping[str, Any]) -> str:
+    """An indented line about one of pydantic's errors: where the parameter is, what is wrong with it and what it is."""
     where = ".".join(str(part) for part in error["loc"]) or "profile"
     found = error["input"]
     if error["type"] == "extra_forbidden" and re.search("key|token|secret|password", where, re.IGNORECASE):
@@ -49,7 +46,5 @@ def describe_error(error: dict) -> str:
         return f"  {where}: missing; add it to the profile"
     if error["type"] == "value_error":  # our own checks, which state what they found
         return f"  {where}: {error['ctx']['error']}"
-    hint = ""
-    if isinstance(found, str) and "float" in error["type"]:
-        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
+    hint = " (YAML reads 1e-5 as text: write 1.0e-5)" if isinstance(found, str) and "float" in error["type"] else ""
     return f"  {where}: {error['msg']}; found {found!r}{hint}"

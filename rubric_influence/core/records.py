@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", "Document", "ExamItem", "Rubric", "QAPair")
+Written = TypeVar("Written", "Rubric", "QAPair")  # by a model
 
 
 def content_id(*parts: object) -> str:
@@ -87,7 +88,7 @@ class QAPair:
 
 
 class Answered(Protocol):
-    """Whatever has a question and its answer: a pair, an exam item, a sample."""
+    """A question with its answer: a pair, an exam item or a sample."""
 
     @property
     def question(self) -> str: ...
@@ -96,6 +97,6 @@ class Answered(Protocol):
     def answer(self) -> str: ...
 
 
-def keep_valid(records: Iterable[Record]) -> list[Record]:
+def keep_valid(records: Iterable[Written]) -> list[Written]:
     """The rubrics or pairs without a problem."""
     return [record for record in records if not record.problem]

@@ -1,4 +1,4 @@
-"""What is done to text itself: words, templates, and control tokens made harmless."""
+"""Words of a text, templates to fill, and control tokens made harmless."""
 
 import re
 
@@ -13,23 +13,23 @@ def list_grams(words: list[str], length: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
 
 
-# Where a chat's control token may start: <|im_start|>, </s>, <start_of_turn>, [INST], and their full-width kin.
+# Where a chat's control token may start: <|im_start|>, </s>, <start_of_turn>, [INST], and their full-width forms.
 CONTROL = re.compile(r"<(?=[|/\uff5cA-Za-z_])|\[(?=/?[A-Z_]+\])")
 
 
 def fill(template: str, **slots: str) -> str:
-    """The template with its {slots} replaced, in one pass: a document that contains "{rubric}" stays as it is.
+    """The template with its {slots} replaced in one pass, so that a document that contains "{rubric}" stays as it is.
 
-    What is filled in is disarmed first, so that only the chat template writes control tokens.
+    The texts filled in are disarmed first, so that only the chat template writes control tokens.
     """
     safe = {name: disarm(text) for name, text in slots.items()}
     return re.sub(r"\{(\w+)\}", lambda m: safe.get(m.group(1), m.group(0)), template)
 
 
 def disarm(text: str) -> str:
-    """The text with a blank inside whatever a tokenizer could read as a control token; other text as it is.
+    """The text with a blank inserted in everything that a tokenizer could read as a control token.
 
-    By form, not by one tokenizer's list: the same text goes to the generator, the teacher (which may be a server's,
-    with a tokenizer that nobody here sees) and the target.
+    Control tokens are found by their form, not in one tokenizer's list: the same text goes to the generator, the target
+    and the teacher, which may run on a server with an unknown tokenizer.
     """
     return CONTROL.sub(lambda m: m.group(0) + " ", text)

@@ -1,4 +1,4 @@
-"""What keeps exam items out of what is trained on or rewarded."""
+"""Exam questions found in other texts, so that no exam item is trained on or rewarded."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,12 @@ from rubric_influence.core.text import list_grams, split_words
 
 
 class ContaminationIndex:
-    """Exam questions, built once, that any number of texts are then looked up in.
+    """An index of exam questions that finds them in any number of texts.
 
-    A text is contaminated if it shares `words` consecutive words with a question, or contains the whole of a question
-    that is shorter. Case and punctuation do not count. A question of fewer than `shortest` words is not looked for:
-    "What is it?" is in any text. The options are no part of it, since a document may well name them.
-
-    Raises ValueError where words < shortest or shortest < 1.
+    A text is contaminated if it shares `words` consecutive words with a question, or contains the whole of a shorter
+    question. Case and punctuation do not count. A question of fewer than `shortest` words is not looked for: "What is
+    it?" is in any text. Options are not looked for either, since a document may well name them. Raises ValueError
+    where words < shortest or shortest < 1.
     """
 
     def __init__(self, items: Iterable[ExamItem], words: int = 13, shortest: int = 4):
@@ -28,7 +27,7 @@ class ContaminationIndex:
         self.lengths = sorted({len(gram) for gram in self.seen}, reverse=True)
 
     def find(self, text: str) -> str:
-        """Why the text is contaminated, with the split and id of the item (the first such); "" where it is not."""
+        """Why the text is contaminated, with the split and id of the first item found; "" where it is not."""
         written = split_words(text)
         for length in self.lengths:
             for gram in list_grams(written, length):

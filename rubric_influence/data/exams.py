@@ -9,19 +9,28 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from rubric_influence.core.checks import check_object, check_text, refuse
 from rubric_influence.core.files import parse_json, read_json_lines, read_text
-from rubric_influence.core.records import ExamItem, content_id
+from rubric_influence.core.records import Document, ExamItem, content_id
 
+Record = TypeVar("Record", Document, ExamItem)
 SPLITS = ("validation", "guard", "dev", "test")
 DECISIONS = ("yes", "no", "maybe")
 PUBMEDQA_TEST = "test_ground_truth.json"  # where PubMedQA lists the ids of its official test
 
-# What a parser makes of a row: the question, its options and the index of the right one.
-Parsed = tuple[str, tuple[str, ...], int]
+
+class Format(NamedTuple):
+    """How an exam's files are read: `rows` gives rows with their keys, `parse` raises ValueError for a faulty row."""
+
+    suffix: str
+    unit: str  # what a row is called in messages
+    rows: Callable[[Path], Iterable[tuple[object, Any]]]
+    parse: Callable[[Any], ExamItem]
 
 
 def read_articles(path: Path) -> dict[str, object]:
@@ -36,22 +45,30 @@ def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Row numbers and cells of a CSV file, without the header where it has one."""
     try:
         for number, cells in enumerate(csv.reader(io.StringIO(read_text(path), newline=""), strict=True), start=1):
-            header = number == 1 and cells[:1] + cells[-1:] == ["question", "answer"]
-            if cells and not header:
+            if cells and (number > 1 or cells[:1] + cells[-1:] != ["question", "answer"]):
                 yield number, cells
     except csv.Error as error:
         raise ValueError(f"not a CSV file ({error})") from None
 
 
-def parse_pubmedqa(row: object) -> Parsed:
+def make_item(question: object, options: Iterable[object], answer_index: int) -> ExamItem:
+    """An item without a split. Raises ValueError for an empty question, too few options or two equal ones."""
+    question = check_text(question, "the question")
+    texts = tuple(check_text(option, "an option") for option in options)
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise ValueError(f"the options are {list(texts)}, expected at least two, all different")
+    return ExamItem(question, texts, answer_index, split="")
+
+
+def parse_pubmedqa(row: object) -> ExamItem:
     article = check_object(row)
     decision = article.get("final_decision")
     if decision not in DECISIONS:
         raise ValueError(f"final_decision is {decision!r}, expected one of {list(DECISIONS)}")
-    return article.get("QUESTION"), DECISIONS, DECISIONS.index(decision)
+    return make_item(article.get("QUESTION"), DECISIONS, DECISIONS.index(decision))
 
 
-def parse_medqa(row: object) -> Parsed:
+def parse_medqa(row: object) -> ExamItem:
     item = check_object(row)
     options, answer = item.get("options"), item.get("answer")
     if not isinstance(options, dict):
@@ -68,25 +85,16 @@ def parse_medqa(row: object) -> Parsed:
         raise ValueError(f"the right answer is {key!r} ({answer!r}), expected one of the options {letters}")
     if answer is not None and answer != texts[index]:
         raise ValueError(f"answer is {answer!r}, but option {letters[index]} is {texts[index]!r}")
-    return item.get("question"), tuple(texts), index
+    return make_item(item.get("question"), texts, index)
 
 
-def parse_mmlu(row: list[str]) -> Parsed:
+def parse_mmlu(row: list[str]) -> ExamItem:
     if len(row) != 6:
         raise ValueError(f"{len(row)} cells, expected 6 (question, four options, answer): {row!r:.120}")
-    answer = row[5].strip().upper()
-    for known in ("ABCD", "0123"):
-        if len(answer) == 1 and answer in known:
-            return row[0], tuple(row[1:5]), known.index(answer)
-    raise ValueError(f"answer is {row[5]!r}, expected A, B, C or D, or an index from 0 to 3")
-
-
-@dataclass(frozen=True)
-class Format:
-    suffix: str
-    unit: str  # what a row is called in messages
-    rows: Callable[[Path], Iterable[tuple[object, object]]]
-    parse: Callable[[object], Parsed]
+    known, answer = "ABCD0123", row[5].strip().upper()
+    if len(answer) != 1 or answer not in known:
+        raise ValueError(f"answer is {row[5]!r}, expected A, B, C or D, or an index from 0 to 3")
+    return make_item(row[0], row[1:5], known.index(answer) % 4)
 
 
 FORMATS = {
@@ -96,30 +104,17 @@ FORMATS = {
 }
 
 
-def check_item(parsed: Parsed, split: str, topic: str, source: str) -> ExamItem:
-    """The item of a parsed row. Raises ValueError for an empty question, too few options or two equal ones."""
-    question, options, index = parsed
-    question = check_text(question, "the question")
-    options = tuple(check_text(option, "an option") for option in options)
-    if len(options) < 2 or len(set(options)) < len(options):
-        raise ValueError(f"the options are {list(options)}, expected at least two, all different")
-    return ExamItem(question, options, index, split, topic, source)
-
-
 def read_exam(path: str | Path, format: str) -> list[ExamItem]:
     """Every item of an exam's file, or of all files of that format in a folder and below, in order.
 
     `split` is "" (`split_exam` fills it), except where PubMedQA's test_ground_truth.json lies beside its file: the
     articles named there have split "test". `topic` is the subject in an MMLU file's name, else "". `source` is the
-    file's name and the row.
-
-    Raises ValueError for a file that cannot be read, and one for all items that lack a question, a right answer or
-    distinct options, with file, row and value.
+    file's name and the row. Raises one ValueError for all files that cannot be read and all items that lack a question,
+    a right answer or distinct options, with file, row and value.
     """
     path = Path(path)
-    if format not in FORMATS:
+    if not (kind := FORMATS.get(format)):
         raise ValueError(f"exam format is {format!r}, expected one of {list(FORMATS)}")
-    kind = FORMATS[format]
     files = sorted(path.rglob(f"*{kind.suffix}")) if path.is_dir() else [path]
     files = [file for file in files if file.is_file() and file.name != PUBMEDQA_TEST]
     if not files:
@@ -130,16 +125,15 @@ def read_exam(path: str | Path, format: str) -> list[ExamItem]:
         topic = re.sub(r"_(dev|val|test)$", "", file.stem) if format == "mmlu" else ""
         try:
             official = read_articles(beside) if format == "pubmedqa" and beside.is_file() else {}
-            rows = list(kind.rows(file))
+            for key, row in list(kind.rows(file)):  # a file that cannot be read to its end gives no items
+                place = f"{kind.unit} {key}"
+                split = "test" if key in official else ""
+                try:
+                    items.append(replace(kind.parse(row), split=split, topic=topic, source=f"{file.name}, {place}"))
+                except ValueError as error:
+                    problems.append(f"{file}, {place}: {error}")
         except ValueError as error:
             problems.append(f"{file}: {error}")
-            continue
-        for key, row in rows:
-            split, source = "test" if key in official else "", f"{file.name}, {kind.unit} {key}"
-            try:
-                items.append(check_item(kind.parse(row), split, topic, source))
-            except ValueError as error:
-                problems.append(f"{file}, {kind.unit} {key}: {error}")
     refuse(f"the exam at {path} is not in format {format!r}; correct or remove what is listed:", problems)
     if not items:
         raise ValueError(f"no {format} items in {path}")
@@ -153,14 +147,14 @@ def normalize_question(question: str) -> str:
     return " ".join(text.translate(punctuation).split()) or text
 
 
-def shuffle_by_seed(records: Iterable, seed: int) -> list:
+def shuffle_by_seed(records: Iterable[Record], seed: int) -> list[Record]:
     """The records in an order that depends only on the seed and their contents, not on the order they come in."""
     return sorted(records, key=lambda record: content_id(seed, record.id))
 
 
 def drop_repeated_questions(items: Iterable[ExamItem]) -> list[ExamItem]:
     """One item of each question (after normalisation), an official test item before others."""
-    kept = {}
+    kept: dict[str, ExamItem] = {}
     for item in sorted(items, key=lambda i: (i.split != "test", i.id, i.answer_index, i.topic, i.source)):
         kept.setdefault(normalize_question(item.question), item)
     return list(kept.values())
@@ -174,9 +168,8 @@ def split_exam(
     validation, guard and dev are fractions of all questions, and the test is the rest. Which item goes where depends
     on the seed and the items' contents only. Items that come with split "test" (a benchmark's official test) stay
     there: the other splits are drawn from the rest, so that fractions summing to the rest's share (0.5 for PubMedQA)
-    leave exactly the official test as test.
-
-    Raises ValueError if a split would be empty or the official test leaves too few questions for the others.
+    leave exactly the official test as test. Raises ValueError if a split would be empty or the official test leaves too
+    few questions for the others.
     """
     order = shuffle_by_seed(drop_repeated_questions(items), seed)
     official = [item for item in order if item.split == "test"]
@@ -184,30 +177,26 @@ def split_exam(
     total = min(len(order), max_items or len(order))
     sizes = {"validation": round(validation * total), "guard": round(guard * total), "dev": round(dev * total)}
     used = sum(sizes.values())
-    for split, size in {**sizes, "test": total - used}.items():
-        if size < 1:
-            given = f"validation {validation}, guard {guard}, dev {dev}"
-            raise ValueError(
-                f"the {split} split would be empty: {total} questions with {given}; "
-                "change these fractions, raise corpus.max_exam_items or give a larger exam"
-            )
+    sizes["test"] = total - used
+    if empty := next((split for split, size in sizes.items() if size < 1), ""):
+        raise ValueError(
+            f"the {empty} split would be empty: {total} questions with validation {validation}, guard {guard}, dev "
+            f"{dev}; change these fractions, raise corpus.max_exam_items or give a larger exam"
+        )
     if used > len(free):
         raise ValueError(
             f"validation + guard + dev need {used} questions, but only {len(free)} of {len(order)} are outside the "
             "official test; lower corpus.validation, corpus.guard or corpus.dev"
         )
-    split_items, start = [], 0
-    for split, size in sizes.items():
-        split_items += [replace(item, split=split) for item in free[start : start + size]]
-        start += size
-    split_items += [replace(item, split="test") for item in (official + free[used:])[: total - used]]
-    check_disjoint(split_items)
-    return split_items
+    drawn = iter([*free[:used], *official, *free[used:]])
+    items = [replace(item, split=split) for split, size in sizes.items() for item in islice(drawn, size)]
+    check_disjoint(items)
+    return items
 
 
 def check_disjoint(items: Iterable[ExamItem]) -> None:
     """Raise ValueError, naming the questions, if a question (after normalisation) is in more than one split."""
-    splits = defaultdict(set)
+    splits: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         splits[normalize_question(item.question)].add(item.split)
     problems = [

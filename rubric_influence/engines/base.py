@@ -1,4 +1,4 @@
-"""Text engines: conversations in, completions out. This is what all of them share."""
+"""What all text engines share: conversations in, completions out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,37 +10,33 @@ from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.fingerprints import hash_adapter
 from rubric_influence.models.chat import Conversation
 
-MAX_OUTPUT_CHARACTERS = 100_000  # of a completion; what follows is not read
+MAX_OUTPUT_CHARACTERS = 100_000  # of a completion; the rest is not read
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote, without special tokens; the token counts are what was paid for (the end token included)."""
+    """What a model wrote, without special tokens; the token counts are those paid for (the end token included)."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finished: bool  # the model ended by itself; False where max_tokens cut it, or made a constrained one close
-    failure: str = ""  # why there is no text although it was asked for, several times where that could help
+    failure: str = ""  # why the model gave no text; "" where it gave one
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """How completions are drawn."""
 
-    seed: of the whole call. temperature: 0 is greedy. top_p: 1 leaves nothing out. max_tokens: of a completion.
-    schema: a model of text fields only; decoding is restricted to its JSON. None: it is free.
-    """
-
-    seed: int
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    schema: type[BaseModel] | None = None
+    seed: int  # of the whole call
+    max_tokens: int  # of each completion
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 1 leaves nothing out
+    schema: type[BaseModel] | None = None  # of text fields only; decoding is restricted to its JSON; None: free
 
 
 class Engine(Protocol):
-    name: str  # what records say wrote them
+    name: str  # of the author, in records
     independent: bool  # every answer depends on its own request alone, and the engine keeps it as it arrives
 
     def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
@@ -48,10 +44,9 @@ class Engine(Protocol):
 
         Raises ValueError for a prompt that leaves no room for sampling.max_tokens.
         """
-        ...
 
 
 def name_model(spec: ModelSpec) -> str:
-    """What records say wrote them, and their keys: an adapter by what it holds, which training changes."""
+    """The model's name in records and keys; an adapter's holds a hash, since training changes it in place."""
     name = f"{spec.path}@{spec.revision}" if spec.revision else spec.path
     return f"{name}+{spec.adapter}@{hash_adapter(spec.adapter)[:12]}" if spec.adapter else name

@@ -1,4 +1,4 @@
-"""The engine that a profile names. The only module that knows all engines."""
+"""The engine that a profile names. No other module knows all engines."""
 
 import torch
 
@@ -20,9 +20,9 @@ def open_engine(
     ledger: Ledger | None = None,
     what: str = "",
 ) -> Engine:
-    """The engine that the spec names, with its model loaded. vLLM batches, and chooses its device, by itself.
+    """The engine that `spec` names, with its model loaded; vLLM chooses batches and device itself.
 
-    An endpoint's answers are kept in `journal` and counted in `ledger` as `what`; of other engines, their caller does.
+    An endpoint's engine keeps answers in `journal` and counts them in `ledger` as `what`; callers of others do that.
     """
     if spec.engine == "openai":
         return EndpointEngine(spec, journal, ledger, what)

@@ -1,7 +1,7 @@
 """How many requests may be out at once, and how long to wait before the next try: what keeps a server answering.
 
-Concurrency follows TCP's rule (AIMD): halved when the server says that it is too much (429, 503, a timeout), one more
-after a window of successes.
+The number of requests follows TCP's rule (AIMD): it is halved when the server says that it is too much (429, 503, a
+timeout), and raised by one after a window of successes.
 """
 
 import asyncio
@@ -11,45 +11,33 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 LONGEST_BACKOFF = 60.0  # seconds
-LONGEST_RETRY_AFTER = 3600.0  # what a server may ask for
+LONGEST_RETRY_AFTER = 3600.0  # seconds that a server may ask for
 
 
 class RequestWindow:
-    """`async with window as sent` holds one of `size` places; `sent` tells the outcome's report when it was taken."""
+    """`async with window as sent` holds one of `size` places; `sent` is for `report_congestion`."""
 
     def __init__(self, most: int):
         self.most = self.size = most
         self.out = self.successes = self.halvings = 0
-        self.waiting: list[asyncio.Future] = []
+        self.changed = asyncio.Condition()
 
     async def __aenter__(self) -> int:
-        while self.out >= self.size:
-            place = asyncio.get_running_loop().create_future()
-            self.waiting.append(place)
-            try:
-                await place
-            finally:
-                if place in self.waiting:
-                    self.waiting.remove(place)
-        self.out += 1
-        return self.halvings
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.out < self.size)
+            self.out += 1
+            return self.halvings
 
     async def __aexit__(self, *error: object) -> None:
-        self.out -= 1
-        self.wake()
-
-    def wake(self) -> None:
-        for place in self.waiting[: max(0, self.size - self.out)]:
-            self.waiting.remove(place)
-            if not place.done():
-                place.set_result(None)
+        async with self.changed:
+            self.out -= 1
+            self.changed.notify(self.size - self.out)
 
     def report_success(self) -> None:
         self.successes += 1
         if self.successes >= self.size:
             self.successes = 0
-            self.size = min(self.most, self.size + 1)
-            self.wake()
+            self.size = min(self.most, self.size + 1)  # taken when the next place is given back
 
     def report_congestion(self, sent: int) -> None:
         """Halve the size, once for all requests that were out when it was last halved."""
@@ -60,7 +48,7 @@ class RequestWindow:
 
 
 def choose_backoff(attempt: int, first: float, rng: random.Random) -> float:
-    """Seconds before try `attempt` + 1 (the first try is 0): doubled at every try, and anywhere in its upper half."""
+    """Seconds after try `attempt` (from 0): `first`, doubled at every try up to a minute, times 0.5 to 1 at random."""
     return min(LONGEST_BACKOFF, first * 2**attempt) * rng.uniform(0.5, 1.0)
 
 

@@ -1,11 +1,12 @@
-"""vLLM as a text engine: in this process, for servers with a GPU (generation.py states what every engine does).
+"""vLLM as a text engine: in this process, for servers with a GPU.
 
-Its build for CPUs is the same source, so that what is tested without a GPU is the engine itself.
+vLLM's build for CPUs is the same source, so tests without a GPU test this engine itself.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,7 +17,13 @@ from rubric_influence.engines.base import Completion, Sampling, name_model
 from rubric_influence.models.chat import Conversation, check_room, encode_prompts, find_ends, read_row
 from rubric_influence.models.loading import check_adapter, load_tokenizer
 
-CPU_CACHE_BYTES = 1 << 30  # of keys and values; vLLM would take 0.9 of all memory
+CPU_OPTIONS = {  # what vLLM's build for CPUs has to be told
+    "enforce_eager": True,  # compiling takes longer than a test, and gains a sixth
+    "kv_cache_memory_bytes": 1 << 30,  # vLLM would take 0.9 of all memory
+    # A prompt that is cut into chunks rewinds its request's generator (vllm/v1/worker/gpu_model_runner.py, 3701), which
+    # generators on CPUs cannot do: a batch of seeded requests would end vLLM.
+    "enable_chunked_prefill": False,
+}
 
 
 class VLLMEngine:
@@ -24,16 +31,16 @@ class VLLMEngine:
 
     `options` go to vllm.LLM as they are, for instance max_model_len. Request i draws from (seed, i). Prompts and
     answers are tokenised here, as in TransformersEngine: vLLM's own text differs by a blank for some tokenizers. An
-    adapter is served beside the weights. A constrained completion that max_tokens cuts stays open: it is unfinished,
-    and will not parse. Raises ImportError where vLLM is not installed and ValueError for a prompt without room;
-    `attention` of the spec is vLLM's own affair.
+    adapter is served beside the weights. A constrained completion that max_tokens cuts stays open: it is unfinished and
+    does not parse. vLLM chooses the attention, whatever `spec` says. Raises ImportError where vLLM is not installed.
     """
 
     independent = False
 
-    def __init__(self, spec: ModelSpec, **options):
+    def __init__(self, spec: ModelSpec, **options: Any):
         try:
             import vllm
+            from vllm.config.lora import MaxLoRARanks
             from vllm.lora.request import LoRARequest
             from vllm.platforms import current_platform
         except ImportError as error:
@@ -46,9 +53,16 @@ class VLLMEngine:
         if spec.adapter:
             folder = check_adapter(spec.adapter)
             self.adapter = LoRARequest("adapter", 1, str(folder.resolve()))
-            options = dict(enable_lora=True, max_loras=1, max_lora_rank=choose_rank(folder)) | options
+            settings = PeftConfig.from_pretrained(str(folder))
+            rank, offered = max([settings.r, *settings.rank_pattern.values()]), get_args(MaxLoRARanks)
+            if rank > max(offered):
+                raise ValueError(
+                    f"the adapter in {folder} is of rank {rank}, vLLM serves up to {max(offered)}; merge it"
+                )
+            room = min(size for size in offered if size >= rank)
+            options = dict(enable_lora=True, max_loras=1, max_lora_rank=room) | options
         if current_platform.is_cpu():
-            options = choose_cpu_options() | options
+            options = CPU_OPTIONS | options
         with keep_threads():
             self.llm = vllm.LLM(
                 model=spec.path,
@@ -75,61 +89,31 @@ class VLLMEngine:
             return []
         prompts = encode_prompts(self.tokenizer, conversations)
         check_room(prompts, sampling.max_tokens, self.room, self.name)
-        # One state a request; vLLM wants signed 64-bit seeds.
+        # A seed for each request, below 2^63, as vLLM wants them.
         seeds = np.random.SeedSequence(sampling.seed).generate_state(len(prompts), np.uint64) >> np.uint64(1)
-        schema_json = sampling.schema.model_json_schema() if sampling.schema else None
+        shared: dict[str, Any] = dict(temperature=sampling.temperature, top_p=sampling.top_p, detokenize=False)
+        shared |= dict(max_tokens=sampling.max_tokens, stop_token_ids=self.ends)
+        schema = sampling.schema.model_json_schema() if sampling.schema else None
         parameters = [
             self.vllm.SamplingParams(
-                seed=int(request_seed),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                stop_token_ids=self.ends,
-                detokenize=False,
-                structured_outputs=StructuredOutputsParams(json=schema_json) if schema_json else None,
+                seed=int(seed), structured_outputs=StructuredOutputsParams(json=schema) if schema else None, **shared
             )
-            for request_seed in seeds
+            for seed in seeds
         ]
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = self.llm.generate(asked, parameters, use_tqdm=False, lora_request=self.adapter)
         rows = [read_row(self.tokenizer, list(output.outputs[0].token_ids), self.ends) for output in outputs]
-        return [
-            Completion(text, len(prompt), count, ended)
-            for prompt, (text, count, ended) in zip(prompts, rows, strict=True)
-        ]
-
-
-def choose_rank(adapter: str | os.PathLike) -> int:
-    """The least rank that vLLM has room for an adapter at: it takes some only (vllm.config.lora.MaxLoRARanks)."""
-    from typing import get_args
-
-    from vllm.config.lora import MaxLoRARanks
-
-    settings = PeftConfig.from_pretrained(adapter)
-    needed, offered = max([settings.r, *settings.rank_pattern.values()]), get_args(MaxLoRARanks)
-    if needed > max(offered):
-        raise ValueError(f"the adapter in {adapter} is of rank {needed}, vLLM serves up to {max(offered)}; merge it")
-    return min(rank for rank in offered if rank >= needed)
-
-
-def choose_cpu_options() -> dict:
-    """What vLLM's build for CPUs has to be told."""
-    return {
-        "enforce_eager": True,  # compiling takes longer than a test, and gains a sixth
-        "kv_cache_memory_bytes": CPU_CACHE_BYTES,
-        # A prompt that is cut into chunks rewinds its request's generator (vllm/v1/worker/gpu_model_runner.py, 3701),
-        # which CPU generators cannot, so that vLLM dies of a batch of seeded requests.
-        "enable_chunked_prefill": False,
-    }
+        read = zip(prompts, rows, strict=True)
+        return [Completion(text, len(prompt), count, ended) for prompt, (text, count, ended) in read]
 
 
 @contextmanager
 def keep_threads() -> Iterator[None]:
-    """On CPUs vLLM's workers get as many threads as this process has, not bound to cores.
+    """While vLLM starts, its workers on CPUs get as many threads as this process has, not bound to cores.
 
-    By itself vLLM leaves one of them idle, binds the others whoever else is on these cores, and takes away
-    torch.set_num_threads where it runs in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0). The environment
-    variables are vLLM's and OpenMP's: what is set there already counts.
+    By itself vLLM leaves one thread idle, binds the others to cores that other processes may use, and replaces
+    torch.set_num_threads where it runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0). Environment variables that
+    are set already stay as they are.
     """
     ours = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     added, set_threads = [name for name in ours if name not in os.environ], torch.set_num_threads

@@ -1,4 +1,4 @@
-"""The exam: lm-evaluation-harness over a local multiple-choice task, and paired bootstrap intervals."""
+"""The exam, as a multiple-choice task of lm-evaluation-harness."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rubric_influence.core.config import Prompts
@@ -15,23 +16,24 @@ from rubric_influence.core.records import ExamItem
 from rubric_influence.core.text import fill
 from rubric_influence.models.chat import TEMPLATE_OPTIONS
 
-TASK = "expert_exam"
 
-
-def build_task(items: Sequence[ExamItem], prompts: Prompts) -> ConfigurableTask:
-    """The items as a harness task: the option with the highest log-likelihood after the question is the answer."""
-    rows = [
-        {
-            "question": fill(prompts.answer, question=item.question),
-            "options": list(item.options),
-            "answer_index": item.answer_index,
-        }
-        for item in items
-    ]
-    return ConfigurableTask(
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[ExamItem],
+    prompts: Prompts,
+    batch_size: int,
+) -> NDArray[np.bool_]:
+    """Whether the model finds each item's right option the likeliest after the question, [len(items)], in order."""
+    columns = {
+        "question": [fill(prompts.answer, question=item.question) for item in items],
+        "options": [list(item.options) for item in items],
+        "answer_index": [item.answer_index for item in items],
+    }
+    task = ConfigurableTask(
         config={
-            "task": TASK,
-            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+            "task": "expert_exam",
+            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_dict(columns)},
             "test_split": "test",
             "output_type": "multiple_choice",
             "doc_to_text": "{{question}}",
@@ -42,31 +44,18 @@ def build_task(items: Sequence[ExamItem], prompts: Prompts) -> ConfigurableTask:
             "metadata": {"version": 1},
         }
     )
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[ExamItem],
-    prompts: Prompts,
-    batch_size: int,
-) -> np.ndarray:
-    """Which items the model answers rightly, bool [len(items)], in the items' order."""
+    # With the template's options the answer begins where it did in training.
     harness = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        device=str(model.device),
-        chat_template_args=TEMPLATE_OPTIONS,  # the answer then begins where it did in training
+        model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device), chat_template_args=TEMPLATE_OPTIONS
     )
     results = simple_evaluate(
         model=harness,
-        tasks=[build_task(items, prompts)],
-        # Without the harness's own thousands of tasks, whose index takes longer to read than the lab's exam to sit.
+        tasks=[task],
+        # The index of the harness's own thousands of tasks takes longer to read than the lab's exam to sit.
         task_manager=TaskManager(include_defaults=False),
         apply_chat_template=True,
         bootstrap_iters=0,
         log_samples=True,
     )
-    samples = sorted(results["samples"][TASK], key=lambda sample: sample["doc_id"])
-    return np.array([sample["acc"] == 1.0 for sample in samples])
+    (samples,) = results["samples"].values()
+    return np.array([sample["acc"] == 1.0 for sample in sorted(samples, key=lambda sample: sample["doc_id"])])

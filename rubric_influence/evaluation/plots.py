@@ -8,7 +8,7 @@ BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8f98"
 
 
 def plot_losses(losses: pd.DataFrame) -> Figure:
-    """Training loss by epoch, a line a seed. Columns: seed, epoch, loss."""
+    """Training loss by epoch, one line per seed. Columns: seed, epoch, loss."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for seed, rows in losses.groupby("seed"):
         axes.plot(rows["epoch"], rows["loss"], marker="o", markersize=3, label=f"seed {seed}")
@@ -18,7 +18,7 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
 
 
 def plot_influence(scores: pd.DataFrame) -> Figure:
-    """How influence is spread over pairs, and that of the guard set's direction against the validation set's."""
+    """The spread of influence over pairs, and influence on guard against validation questions (columns of `scores`)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for seed, rows in scores.groupby("seed"):
         left.hist(rows["validation"], bins=30, histtype="step", label=f"seed {seed}")
@@ -33,27 +33,26 @@ def plot_influence(scores: pd.DataFrame) -> Figure:
 
 
 def plot_pools(scores: pd.DataFrame, columns: dict[str, str]) -> Figure:
-    """How a score is spread within each pool of samples, a panel a score: a dot a sample, a bar the pool's mean.
+    """Each pool's scores, one panel per score: a dot per sample, a bar at the pool's mean.
 
-    `scores` has a column `pool` and those that `columns` names, with their axes' labels; a pool without a score is
-    left out of its panel.
+    `scores` has the column `pool` and the keys of `columns`, whose values label the axes. A panel leaves out the pools
+    that lack its score.
     """
     figure, panels = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 3), layout="constrained", squeeze=False)
     for axes, (column, label) in zip(panels[0], columns.items(), strict=True):
         pools = scores.dropna(subset=column).groupby("pool", sort=False)[column]
         for place, (_, values) in enumerate(pools):
-            heights = place + 0.5 * (values.rank(method="first") % 5 / 4 - 0.5)  # spread out what would overlap
+            heights = place + 0.5 * (values.rank(method="first") % 5 / 4 - 0.5)  # so that dots do not overlap
             axes.scatter(values, heights, s=10, alpha=0.6, color=BLUE, edgecolors="none")
             axes.plot([values.mean()] * 2, [place - 0.35, place + 0.35], color=ORANGE, linewidth=2)
         axes.axvline(0, color=GREY, linewidth=1)
-        axes.set_yticks(range(len(pools)), list(pools.groups))
+        axes.set(xlabel=label, yticks=range(len(pools)), yticklabels=list(pools.groups))
         axes.invert_yaxis()
-        axes.set(xlabel=label)
     return figure
 
 
 def plot_gate(sets: pd.DataFrame, predictors: dict[str, str]) -> Figure:
-    """What each set of pairs gained against what was predicted, a panel a predictor, a colour a seed."""
+    """What each set of pairs gained against what was predicted, one panel per predictor, one colour per seed."""
     figure, panels = plt.subplots(1, len(predictors), figsize=(4.5 * len(predictors), 3.2), layout="constrained")
     for axes, (column, label) in zip(panels, predictors.items(), strict=True):
         for place, (seed, rows) in enumerate(sets.groupby("seed")):
@@ -66,7 +65,7 @@ def plot_gate(sets: pd.DataFrame, predictors: dict[str, str]) -> Figure:
 
 
 def plot_training(log: pd.DataFrame) -> Figure:
-    """Influence by step, optimised and guard, and how far rubrics stay valid and distinct; mean over seeds.
+    """Influence on both sets of questions, and the shares of valid and distinct rubrics, by step: means over seeds.
 
     Columns: seed, step, influence, guard_influence, valid, distinct_rubrics.
     """
@@ -88,19 +87,17 @@ def plot_training(log: pd.DataFrame) -> Figure:
 
 
 def plot_shares(shares: pd.DataFrame) -> Figure:
-    """Shares that sum to 1, a group of bars a row. Index: what is counted; columns: the sets compared."""
+    """Shares that sum to 1, one group of bars per row. Index: what is counted; columns: up to three sets to compare."""
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    shares.plot.bar(ax=axes, color=[GREY, BLUE, ORANGE][: shares.shape[1]], width=0.8)
+    shares.plot.bar(ax=axes, color=[GREY, BLUE, ORANGE], width=0.8)
     axes.set(xlabel="", ylabel="share of rubrics")
-    axes.tick_params(axis="x", rotation=45)
-    for label in axes.get_xticklabels():
-        label.set_horizontalalignment("right")
+    plt.setp(axes.get_xticklabels(), rotation=45, horizontalalignment="right")
     axes.legend(frameon=False, title="")
     return figure
 
 
 def plot_accuracy(results: dict) -> Figure:
-    """Exam accuracy by arm, with 95 % intervals, a dot a seed, and chance."""
+    """Exam accuracy by arm, with 95 % intervals, one dot per seed, and chance. `results`: of results.read_results."""
     arms = sorted(results["arms"].items(), key=lambda item: item[1]["mean"])
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(arms) + 1.2), layout="constrained")
     for place, (arm, row) in enumerate(arms):

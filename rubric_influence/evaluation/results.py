@@ -12,32 +12,25 @@ MEANING = {UNTUNED: "the target as it is"} | TUNED_ARMS
 
 
 def read_results(path: str | Path = METRICS / "evaluation.json") -> dict:
-    """The evaluation's figures. Raises ValueError if there are none yet."""
-    path = Path(path)
-    if not path.is_file():
+    """The evaluation's figures: arms, items, seeds, chance, corpus, target_parameters. Raises ValueError if absent."""
+    if not Path(path).is_file():
         raise ValueError(f"no results at {path}; run the pipeline first: make repro")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def tabulate_results(results: dict) -> pd.DataFrame:
-    """One row an arm, best first: accuracy in per cent with its interval, and the gain over the initial generator."""
-    rows = []
-    for arm, figures in results["arms"].items():
-        gain = figures["gain_over_initial"]
-        rows.append(
-            {
-                "arm": arm,
-                "accuracy %": 100 * figures["mean"],
-                "95 % interval": "{:.1f} to {:.1f}".format(*(100 * bound for bound in figures["ci95"])),
-                "gain over initial": "" if arm == "initial" else f"{100 * gain['mean']:+.1f}",
-                "its 95 % interval": ""
-                if arm == "initial"
-                else "{:+.1f} to {:+.1f}".format(*(100 * bound for bound in gain["ci95"])),
-                "trained on": MEANING[arm],
-            }
-        )
-    table = pd.DataFrame(rows).sort_values("accuracy %", ascending=False, kind="stable")
-    return table.round({"accuracy %": 1}).set_index("arm")
+    """One row per arm, best first: accuracy in per cent with its interval, and the gain over the initial generator."""
+    rows = {}
+    for arm, figures in sorted(results["arms"].items(), key=lambda item: -item[1]["mean"]):
+        gain, initial = figures["gain_over_initial"], arm == "initial"
+        rows[arm] = {
+            "accuracy %": round(100 * figures["mean"], 1),
+            "95 % interval": " to ".join(f"{100 * bound:.1f}" for bound in figures["ci95"]),
+            "gain over initial": "" if initial else f"{100 * gain['mean']:+.1f}",
+            "its 95 % interval": "" if initial else " to ".join(f"{100 * bound:+.1f}" for bound in gain["ci95"]),
+            "trained on": MEANING[arm],
+        }
+    return pd.DataFrame(list(rows.values()), pd.Index(rows, name="arm"))
 
 
 def read_out(results: dict) -> str:
@@ -53,12 +46,12 @@ def read_out(results: dict) -> str:
 
 
 def print_results(results: dict) -> str:
-    """The table, what it says, and what must be said beside it."""
+    """The results table, its reading in one sentence, and a caution where one is due."""
     return f"{tabulate_results(results).to_string()}\n\n{read_out(results)}\n{caution(results)}".rstrip()
 
 
 def caution(results: dict) -> str:
-    """What must be said beside the figures of a target too small for its exam; "" where nothing need be."""
+    """A warning beside the figures of a target that is too small for its exam; "" for any other."""
     if results["corpus"] == "lab" or results["target_parameters"] >= SMALLEST_MEANINGFUL:
         return ""
     return (

@@ -1,9 +1,16 @@
-"""How much a training sample lowers a model's validation loss, exactly under Adam; docs/influence.md teaches it.
+"""How much the Adam step that a question-answer pair would cause lowers a model's loss on others.
 
-examples, samples        what is scored: token ids with labels, and records with ids
-layers, moments          which parameters, and Adam's state of them;  trainer_checkpoints: out of a Trainer's folder
-gradients, directions    many samples' gradients in one backward; the validation set's, by groups
-scorers                  the estimators;  corpus: many samples, over processes, resumable
-reference, oracle        what scores are held to: fp64 autograd, real optimizer steps
-retraining, agreement    and what training on sets of samples gains;  embeddings: what influence has to beat
+    target = load_target("Qwen/Qwen3-0.6B", "out/checkpoint-12")  # a base model and a LoRA checkpoint of a Trainer
+    scorer = PairScorer(target, validation_pairs, by=topics)  # what the model should become better at
+    table = rank_pairs(scorer, candidate_pairs)  # the candidates, best first
+
+docs/influence.md teaches these names and what they rest on: scorers (the estimators), directions and gradients (of
+the validation set, of samples), moments, layers, checks (what scores are held to), score_corpus (files of samples).
 """
+
+from rubric_influence.influence.api import PairScorer, Target, load_target, rank_pairs
+from rubric_influence.influence.checkpoints import load_trainer_moments
+from rubric_influence.influence.moments import AdamMoments, capture_moments, save_moments
+
+__all__ = ["PairScorer", "Target", "load_target", "rank_pairs"]
+__all__ += ["AdamMoments", "capture_moments", "load_trainer_moments", "save_moments"]  # for a Target made by hand

@@ -1,4 +1,4 @@
-"""Adam moments out of a checkpoint folder that transformers' Trainer (TRL's too) or accelerate wrote.
+"""A checkpoint folder's model and Adam moments: with our moments.safetensors, or as a Trainer or accelerate wrote it.
 
 A saved optimizer numbers its parameters through its groups, and two groups (with weight decay and without) are not in
 the model's order. So names are rebuilt, and whatever does not fit the model is refused: moments of the wrong
@@ -7,47 +7,79 @@ parameters give scores that look like any other.
 
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
 
+from rubric_influence.core.config import ModelSpec
 from rubric_influence.influence.layers import listed
-from rubric_influence.influence.moments import AdamMoments
+from rubric_influence.influence.moments import BOTH, AdamMoments, build_moments, load_moments
+from rubric_influence.models.loading import load_model
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MOMENTS_FILE = "moments.safetensors"  # of save_moments; it goes before an optimizer's
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")  # the Trainer's, accelerate's
-STATE = {"step", "exp_avg", "exp_avg_sq"}  # what torch's Adam keeps of a parameter
+SHARDS = {  # what may be there in place of one optimizer's file, and what to do then
+    "*/*_optim_states.pt": "DeepSpeed's shards of the optimizer, which are not read; train with DDP or FSDP, or gather "
+    "exp_avg and exp_avg_sq in the run itself with deepspeed.utils.safe_get_full_optimizer_state",
+    "optimizer_0": "FSDP's shards of the optimizer; consolidate them: python -m "
+    "torch.distributed.checkpoint.format_utils dcp_to_torch {0}/optimizer_0 {0}/optimizer.bin",
+    "optimizer_0_rank*.bin": "each FSDP process's own part of the optimizer; save with the plugin's state dict type "
+    "FULL_STATE_DICT instead of LOCAL_STATE_DICT",
+}
+STATE = {"step", *BOTH}  # what torch's Adam keeps of a parameter
 SETTINGS = {"betas", "eps", "amsgrad"}  # what every group of it has
-WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before a name
 Group = dict[str, Any]
+
+
+def list_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that shape scores: its adapter's and, last, the moments. Raises ValueError without."""
+    if missing := [name for name in ADAPTER_FILES if not (checkpoint / name).is_file()]:
+        raise ValueError(f"no {missing[0]} in {checkpoint}; give a folder with a LoRA adapter as peft saves it")
+    own = checkpoint / MOMENTS_FILE
+    return [*(checkpoint / name for name in ADAPTER_FILES), own if own.is_file() else find_optimizer(checkpoint)]
+
+
+def load_checkpoint(
+    spec: ModelSpec, checkpoint: Path, device: str | torch.device | None = None, learning_rate: float | None = None
+) -> tuple[PeftModel, AdamMoments]:
+    """The model in eval mode with the checkpoint's adapter, whose parameters require gradients, and its moments.
+
+    `learning_rate` goes to `load_trainer_moments`; a moments.safetensors holds its own.
+    Raises ValueError if a file is missing, damaged or not this model's.
+    """
+    *_, file = list_files(checkpoint)
+    base = load_model(spec, device)
+    try:
+        model = PeftModel.from_pretrained(base, checkpoint, is_trainable=True, torch_device="cpu").eval()
+    except Exception as error:  # a damaged or foreign adapter raises almost anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the adapter in {checkpoint} cannot be put on {spec.path}: {reason}") from error
+    own = file.name == MOMENTS_FILE
+    return model, load_moments(file) if own else load_trainer_moments(checkpoint, model, learning_rate)
 
 
 def load_trainer_moments(checkpoint: str | Path, model: nn.Module, learning_rate: float | None = None) -> AdamMoments:
     """The moments in a checkpoint's optimizer.pt or optimizer.bin, by the names of the model's trainable parameters.
 
-    They are those that `capture_moments` would have captured when the checkpoint was written. `model` is the one that
-    was trained (of a PEFT adapter: loaded with is_trainable=True), with the same parameters trainable; its weights are
-    not looked at. `learning_rate` is the epoch's mean; by default the mean of the rates that trainer_state.json logged
-    in the checkpoint's last, perhaps unfinished, epoch.
+    They are what `capture_moments` would have captured when the checkpoint was written. The same parameters of `model`
+    must be trainable as in training (load a PEFT adapter with is_trainable=True); its weights do not matter. By default
+    `learning_rate` is the mean of the rates that trainer_state.json logged in the last, perhaps unfinished, epoch.
 
-    Names are those that the file holds: of an optimizer built from model.named_parameters(), or saved by FSDP with
-    FULL_STATE_DICT or consolidated by dcp_to_torch. Otherwise they are rebuilt from the sizes of the non-empty groups:
+    Names are the file's own, if it holds any: of an optimizer built from model.named_parameters(), or saved by FSDP
+    with FULL_STATE_DICT or consolidated by dcp_to_torch. Else they are rebuilt from the sizes of the non-empty groups.
+    One group, as large as what is trainable or as all that the model has, is in the order of named_parameters(). Two
+    are the Trainer's: what the installed transformers decays, in that order, then the rest without decay. This is an
+    assumption, checked by sizes, weight decay, shapes and, of a PEFT adapter, the names in its file. It fails unnoticed
+    if another rule has put parameters of equal shape in another order: give your own optimizers named_parameters().
 
-    - one group, as large as what is trainable or as all that the model has, is in the order of named_parameters();
-    - two are the Trainer's: what the installed transformers decays, in that order, then the rest without decay.
-
-    That is an assumption. It is checked by the groups' sizes, the second's weight decay, every shape and, of a PEFT
-    adapter, the names in adapter_model.safetensors; parameters of equal shape that another rule had put in another
-    order would be mistaken for each other unnoticed. Where optimizers are built by hand, build them from
-    named_parameters().
-
-    Raises ValueError where there is no such file or FSDP's or DeepSpeed's shards instead, it is not that of torch's
-    Adam or AdamW (amsgrad, maximize and coupled weight decay included), nothing in the model is trainable, the two do
-    not fit, the parameters differ in step, betas or eps, no learning rate is known, or AdamMoments refuses the moments.
+    Raises ValueError if there is no such file (or shards of FSDP or DeepSpeed), it is not that of torch's plain Adam or
+    AdamW, it does not fit the model, no learning rate is known, or AdamMoments refuses the moments.
     """
     folder = Path(checkpoint)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -60,49 +92,23 @@ def load_trainer_moments(checkpoint: str | Path, model: nn.Module, learning_rate
     state, groups = read_adam(path)
     check_adapter(folder, model)
     held: dict[str, dict] = {}
-    settings = set()
     for group, names in zip(groups, name_groups(path, groups, model), strict=True):
         for key, name in zip(group["params"], names, strict=True):
             if name in held:
                 raise ValueError(f"{path} names {name} twice; save each model's optimizer by itself")
-            held[name] = state.get(key, {})
-            if held[name]:
-                betas = tuple(float(beta) for beta in group["betas"])
-                settings.add((int(held[name]["step"]), betas, float(group["eps"])))
+            held[name] = group | state[key] if state.get(key) else {}
     check_fit(path, held, trainable)
-    if len(settings) > 1:
-        raise ValueError(f"parameters in {path} differ in (step, betas, eps): {sorted(settings)}; train all alike")
-    step, betas, eps = settings.pop()
-    return AdamMoments(
-        exp_avg={name: held[name]["exp_avg"].float() for name in trainable},
-        exp_avg_sq={name: held[name]["exp_avg_sq"].float() for name in trainable},
-        step=step,
-        betas=betas,
-        eps=eps,
-        learning_rate=average_logged_rates(folder) if learning_rate is None else learning_rate,
-    )
+    rate = average_logged_rates(folder) if learning_rate is None else learning_rate
+    return build_moments({name: held[name] for name in trainable}, rate, f"parameters in {path}")
 
 
 def find_optimizer(folder: Path) -> Path:
     """The optimizer's file in a checkpoint. Raises ValueError, saying what is there instead, if there is none."""
-    for name in OPTIMIZER_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    if next(folder.glob("*/*_optim_states.pt"), None):
-        raise ValueError(
-            f"{folder} holds DeepSpeed's shards of the optimizer, which are not read; train with DDP or FSDP, or "
-            "gather exp_avg and exp_avg_sq in the run itself with deepspeed.utils.safe_get_full_optimizer_state"
-        )
-    if (folder / "optimizer_0").is_dir():
-        raise ValueError(
-            f"{folder} holds FSDP's shards of the optimizer; consolidate them: python -m "
-            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder}/optimizer_0 {folder}/optimizer.bin"
-        )
-    if next(folder.glob("optimizer_0_rank*.bin"), None):
-        raise ValueError(
-            f"{folder} holds each FSDP process's own part of the optimizer; save with the plugin's state dict type "
-            "FULL_STATE_DICT instead of LOCAL_STATE_DICT"
-        )
+    if found := [folder / name for name in OPTIMIZER_FILES if (folder / name).is_file()]:
+        return found[0]
+    for pattern, shards in SHARDS.items():
+        if next(folder.glob(pattern), None):
+            raise ValueError(f"{folder} holds {shards.format(folder)}")
     raise ValueError(
         f"no {' or '.join(OPTIMIZER_FILES)} in {folder}; give a checkpoint-* folder of a Trainer (with "
         "save_only_model=False) or a folder of Accelerator.save_state"
@@ -126,18 +132,15 @@ def read_adam(path: Path) -> tuple[dict[int | str, dict], list[Group]]:
     if any(group.get("weight_decay") and group.get("decoupled_weight_decay") is False for group in groups):
         raise ValueError(f"{path} is of an Adam with coupled weight decay; train with plain AdamW")
     kept = [entry for entry in state.values() if entry]
-    if not all(group.keys() >= SETTINGS for group in groups) or not all(is_adams(entry) for entry in kept):
+    moments = [entry.get(key) for entry in kept for key in BOTH]
+    alike = all(group.keys() >= SETTINGS for group in groups) and all(entry.keys() == STATE for entry in kept)
+    if not (alike and all(type(m) is torch.Tensor and m.is_floating_point() for m in moments)):
         found = sorted({f"{key} ({getattr(value, 'dtype', 'no tensor')})" for e in kept for key, value in e.items()})
         raise ValueError(
             f"{path} is not of torch's Adam or AdamW, which keeps {sorted(STATE)} in floating point: it keeps "
             f"{', '.join(found) or 'nothing'}; train with optim='adamw_torch'"
         )
     return state, groups
-
-
-def is_adams(entry: dict) -> bool:
-    moments = [entry.get(key) for key in ("exp_avg", "exp_avg_sq")]
-    return entry.keys() == STATE and all(type(m) is torch.Tensor and m.is_floating_point() for m in moments)
 
 
 def name_groups(path: Path, groups: list[Group], model: nn.Module) -> list[list[str]]:
@@ -148,8 +151,10 @@ def name_groups(path: Path, groups: list[Group], model: nn.Module) -> list[list[
     if all(isinstance(name, str) for names in named for name in names):
         return [[own.get(strip_wrappers(name), name) for name in names] for names in named]
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    from transformers import Trainer  # here, as it imports datasets, which nothing else in this package needs
+
     # The Trainer's own rule, whatever the installed version's is: the method makes no use of a trainer.
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    decayed = set(Trainer.get_decay_parameter_names(cast(Trainer, None), model))
     parts = [[n for n in trainable if n in decayed], [n for n in trainable if n not in decayed]]
     by_decay = [names for names in parts if names]
     sizes = [len(group["params"]) for group in groups]
@@ -172,9 +177,7 @@ def name_groups(path: Path, groups: list[Group], model: nn.Module) -> list[list[
 
 
 def strip_wrappers(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)  # what DDP and torch.compile put before it
 
 
 def check_adapter(folder: Path, model: nn.Module) -> None:
@@ -207,8 +210,7 @@ def check_fit(path: Path, held: dict[str, dict], trainable: dict[str, nn.Paramet
     shapes = {name: list(held[name]["exp_avg"].shape) for name in trainable if held.get(name)}
     wanted = {name: list(parameter.shape) for name, parameter in trainable.items()}
     if wrong := [name for name, shape in shapes.items() if shape != wanted[name]]:
-        show = listed(wrong, lambda name: f"{name} {shapes[name]} instead of {wanted[name]}")
-        problems.append(f"shapes {show}")
+        problems.append("shapes " + listed(wrong, lambda name: f"{name} {shapes[name]} instead of {wanted[name]}"))
     if problems:
         raise ValueError(
             f"{path} is not this model's: {'; '.join(problems)}. Load the model as it was trained (same adapter and "

@@ -1,4 +1,4 @@
-"""What influence has to beat: choosing samples by how near they lie to validation questions in embedding space.
+"""The baseline that influence has to beat: how near samples lie to validation questions in embedding space.
 
 RDS+ (Ivison et al. 2025, arXiv 2503.01807): the model's own last hidden states, averaged with weights that grow
 linearly with the position, compared by cosine. It needs no gradients, and sees what a text is about, not what the
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import plan_batches
+from rubric_influence.influence.gradients import evaluated, plan_batches
 
 
 @torch.no_grad()
@@ -21,28 +21,19 @@ def embed(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> t
 
     h_i is the last layer's state after its norm, in eval mode.
     """
-    backbone = find_backbone(model)
+    # Under the language-model head and PEFT's wrapper.
+    backbone = next(module for module in model.modules() if isinstance(module, PreTrainedModel)).base_model
     device = next(backbone.parameters()).device
-    training, rows_of = backbone.training, plan_batches([len(e.input_ids) for e in examples], batch_tokens)
     found: dict[int, torch.Tensor] = {}
-    backbone.eval()
-    try:
-        for rows in rows_of:
-            batch = collate([examples[row] for row in rows], pad_token_id=0)
+    with evaluated(backbone):
+        for rows in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
+            batch = collate([examples[row] for row in rows])
             inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
             states = backbone(**inputs, use_cache=False).last_hidden_state.float()
             weights = inputs["attention_mask"].cumsum(dim=1) * inputs["attention_mask"]
             means = torch.einsum("bs,bsh->bh", weights.float(), states)
             found.update(zip(rows, nn.functional.normalize(means, dim=1).cpu(), strict=True))
-    finally:
-        backbone.train(training)
     return torch.stack([found[row] for row in range(len(examples))])
-
-
-def find_backbone(model: nn.Module) -> nn.Module:
-    """The model under its language-model head and PEFT's wrapper."""
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    return inner.base_model
 
 
 def embedding_similarity(
@@ -50,6 +41,6 @@ def embedding_similarity(
 ) -> torch.Tensor:
     """Each example's mean cosine with the validation examples, [n], fp32, in [-1, 1]. Both must not be empty.
 
-    Departure from RDS+: the mean and not round robin over questions, since a score is wanted and no selection.
+    Departure from RDS+: a mean over questions, as this is a score; RDS+ selects by round robin.
     """
     return embed(model, examples, batch_tokens) @ embed(model, validation, batch_tokens).mean(dim=0)

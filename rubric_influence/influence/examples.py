@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rubric_influence.core.text import fill
+from rubric_influence.models.chat import encode_pair
 
 IGNORED = -100  # the label of a token that carries no loss
 
@@ -35,41 +34,16 @@ def encode(
     prompt_template: str = "{question}",
     max_tokens: int | None = None,
 ) -> Example:
-    """The example of a pair through the chat template: user turn unlabelled, the answer and what ends it labelled.
+    """The example of a pair in the chat template: the answer and what ends its turn are labelled, the prompt is not.
 
-    The same ids and labels as SFTTrainer's for {"prompt": [user turn], "completion": [assistant turn]} with
-    completion_only_loss: the completion starts where the rendered prompt (with its generation prompt) and the whole
-    conversation part, and only the first `max_tokens` tokens are kept. Departure: where TRL drops a sample whose
-    completion is wholly cut, this raises, since a score must not vanish.
-
-    Raises ValueError if the tokenizer has no chat template, the template no {question}, the answer is blank or wholly
-    cut.
+    Ids and labels are those that SFTTrainer makes with completion_only_loss. Raises ValueError as `encode_pair` does.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a model that ships one, or set "
-            "tokenizer.chat_template to the template that the target is fine-tuned with"
-        )
-    if "{question}" not in prompt_template:
-        raise ValueError(f"prompt_template is {prompt_template!r}; it needs a {{question}} slot")
-    if not answer.strip():
-        raise ValueError(f"the answer to question {question!r} is empty ({answer!r}); drop the pair")
-    user = {"role": "user", "content": fill(prompt_template, question=question)}
-    assistant = {"role": "assistant", "content": answer}
-    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=True)["input_ids"]
-    ids = tokenizer.apply_chat_template([user, assistant], return_dict=True)["input_ids"]
-    # Templates may render the generation prompt otherwise than the turn (an empty thought block, say).
-    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
-    if max_tokens is not None and start >= max_tokens:
-        raise ValueError(
-            f"the answer is wholly cut: the prompt takes {start} tokens and max_tokens is {max_tokens}; raise "
-            f"max_tokens to at least {len(ids)} or shorten the question {question!r}"
-        )
-    return Example(ids[:max_tokens], ([IGNORED] * start + ids[start:])[:max_tokens])
+    ids, start = encode_pair(tokenizer, question, answer, prompt_template, max_tokens)
+    return Example(ids, [IGNORED] * start + ids[start:])
 
 
-def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """input_ids, labels, attention_mask [b, s] padded on the right to the longest: label -100, attention 0 there."""
+def collate(examples: Sequence[Example], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """input_ids, labels and attention_mask, [b, s], padded on the right: with pad_token_id (masked), -100 and 0."""
     width = max(len(example.input_ids) for example in examples)
 
     def pad(rows: list[list[int]], value: int) -> torch.Tensor:

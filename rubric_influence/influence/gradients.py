@@ -2,8 +2,8 @@
 
 The samples of a batch meet nowhere in the model, so one backward of the SUM of their losses holds every sample's
 gradient. Hooks on each scored layer keep its input x [b, s, i] and receive its output's gradient dy [b, s, o]; the
-samples' weight gradients G = einsum('bso,bsi->boi', dy, x) are formed, used and freed layer by layer. The layers'
-weights require no gradient meanwhile, which saves the summed weight gradients that nobody needs.
+samples' weight gradients G = einsum('bso,bsi->boi', dy, x) are formed, used and freed layer by layer. Meanwhile weights
+require no gradient, so that their summed gradients are not computed.
 
 A sample's loss is the mean over its labelled tokens, so neither batch nor padding matters to its gradient.
 
@@ -41,8 +41,8 @@ def sample_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Ten
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices of samples by batch: samples of like length together, the longest first, within a budget of tokens.
 
-    A batch holds as many samples as fit when each is padded to the longest: count * longest <= batch_tokens. Longest
-    first, memory runs out at once or never. A sample longer than the budget is a batch of its own.
+    A batch holds as many samples as fit when each is padded to the longest: count * longest <= batch_tokens. As the
+    longest come first, memory runs out at once or never. A sample longer than the budget is a batch of its own.
 
     Raises ValueError if batch_tokens is below 1.
     """
@@ -58,22 +58,32 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 @contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode (no dropout), and each module back into its own on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> Iterator[Callable[[torch.Tensor], None]]:
     """Yields `backward(losses)`, which calls `visit(span, G)` once a parameter, G [b, span] the samples' gradients.
 
     `span` is the parameter's place in a flat gradient; the losses [b] are of one forward made while this is open. The
-    model is in eval mode (no dropout) and its weights require no gradient; both are put back on leaving, whatever
-    happened.
+    model is in eval mode and its weights require no gradient; both are put back on leaving.
 
-    Raises ValueError if a layer was used twice in the forward or on other than [batch, tokens, features], RuntimeError
-    if one was not used at all.
+    Raises ValueError if a layer was used twice in the forward or not on [batch, tokens, features], RuntimeError if one
+    was not used at all.
     """
     layers = scored_layers(model)
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     used: set[str] = set()
 
-    def tap(name: str, span: slice) -> Callable:
+    def tap(name: str, span: slice) -> Callable[[nn.Linear, tuple[torch.Tensor], torch.Tensor], None]:
         def on_forward(module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             x = inputs[0].detach()
             if x.dim() != 3 or name in used:
@@ -106,7 +116,6 @@ def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> It
 
     handles = []
     try:
-        model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)
         start = 0
@@ -114,15 +123,13 @@ def tapped(model: nn.Module, visit: Callable[[slice, torch.Tensor], None]) -> It
             span = slice(start, start + layer.get_parameter(name.rpartition(".")[2]).numel())
             handles.append(layer.register_forward_hook(tap(name, span)))
             start = span.stop
-        with torch.enable_grad():
+        with evaluated(model), torch.enable_grad():
             yield backward
     finally:
         for handle in handles:
             handle.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
 
 
 def sweep_gradients(model: nn.Module, examples: Sequence[Example], batch_tokens: int, visit: Visit) -> None:
@@ -132,12 +139,10 @@ def sweep_gradients(model: nn.Module, examples: Sequence[Example], batch_tokens:
     """
     rows = torch.tensor([], dtype=torch.long)
     device = device_of(model)
-    batches = plan_batches([len(example.input_ids) for example in examples], batch_tokens)
     with tapped(model, lambda span, gradients: visit(rows, span, gradients)) as backward:
-        for chosen in batches:
+        for chosen in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
             rows = torch.tensor(chosen, device=device)  # once a batch: each index made from a list makes a GPU wait
-            batch = collate([examples[row] for row in chosen], pad_token_id=0)  # any id: it is masked
-            backward(sample_losses(model, batch))
+            backward(sample_losses(model, collate([examples[row] for row in chosen])))
 
 
 def example_gradients(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> torch.Tensor:
@@ -148,14 +153,14 @@ def example_gradients(model: nn.Module, examples: Sequence[Example], batch_token
         out[rows.cpu(), span] = gradients.cpu()
 
     sweep_gradients(model, examples, batch_tokens, visit)
-    refuse_non_finite(out, "gradient")
-    return out
+    return check_finite(out, "gradient")
 
 
-def refuse_non_finite(values: torch.Tensor, what: str) -> None:
-    bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten().tolist()
-    if bad:
+def check_finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    """The values [n, k] themselves. Raises ValueError naming the first row that is not finite."""
+    if bad := (~torch.isfinite(values)).any(dim=1).nonzero().flatten().tolist():
         raise ValueError(
             f"{what} {bad[0]} is not finite ({len(bad)} of {len(values)} are not); look at its text and at the model "
             "(float16 overflows: use bfloat16 or float32)"
         )
+    return values

@@ -4,7 +4,7 @@ Everything flat in this package (gradients, directions, moments) is laid out in 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -16,23 +16,22 @@ SHOWN = 3  # names in an error message
 def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Parameter name -> the linear layer that owns it, in the order of model.named_modules().
 
-    A model with LoRA layers is scored over its active adapter's factors, whether or not they require a gradient:
-    lora_A [r, in] and lora_B [out, r]. A model without is scored over the parameters that require one: weights
-    [out, in] and biases [out] of its linear layers. To leave a part of it out of the score, freeze it.
+    With LoRA layers, the scored parameters are the active adapter's factors, whether or not they require a gradient:
+    lora_A [r, in] and lora_B [out, r]. Without, they are the weights [out, in] and biases [out] of linear layers that
+    require a gradient. To leave some of these out of the score, freeze them.
 
-    Raises ValueError where a score would silently be another model's: more than one active adapter; parameters in the
-    adapter, or trainable, that are not of a plain linear layer (DoRA, LoRA biases, modules_to_save, embeddings, norms,
-    convolutions) or are tied to another layer's; nothing trainable at all.
+    Raises ValueError where the score would leave out a part of the step: more than one adapter is active; a parameter
+    that is in the adapter, or trainable, is not of a plain linear layer (DoRA, LoRA biases, modules_to_save,
+    embeddings, norms, convolutions) or is tied to another layer's; nothing is trainable.
     """
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
-        return lora_factors(model)
+    if adapted := {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}:
+        return lora_factors(model, adapted)
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     layers: dict[str, nn.Linear] = {}
     others = []
     for path, module in model.named_modules():
-        for part, parameter in module.named_parameters(recurse=False):
+        for name, parameter in module.named_parameters(path, recurse=False):
             if parameter.requires_grad:
-                name = f"{path}.{part}" if path else part
                 if isinstance(module, nn.Linear) and owners[id(parameter)] == 1:
                     layers[name] = module
                 else:
@@ -50,13 +49,11 @@ def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def lora_factors(model: nn.Module) -> dict[str, nn.Linear]:
+def lora_factors(model: nn.Module, adapted: Mapping[str, LoraLayer]) -> dict[str, nn.Linear]:
     """`scored_layers` of a model with LoRA: its active adapter's factors by the name of their weight."""
     factors: dict[str, nn.Linear] = {}
     others: list[str] = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
+    for name, layer in adapted.items():
         if len(layer.active_adapters) != 1:
             raise ValueError(
                 f"active adapters of {name} are {list(layer.active_adapters)}; activate one: model.set_adapter(name)"
@@ -66,7 +63,7 @@ def lora_factors(model: nn.Module) -> dict[str, nn.Linear]:
             if adapter not in (held := getattr(layer, part, {})):
                 continue
             factor = held[adapter]
-            if type(factor) is nn.Linear and factor.bias is None:
+            if type(factor) is nn.Linear and "bias" not in dict(factor.named_parameters()):
                 factors[f"{name}.{part}.{adapter}.weight"] = factor
             else:
                 others.append(f"{name}.{part}.{adapter}")
@@ -94,8 +91,8 @@ def device_of(model: nn.Module) -> torch.device:
     return next(iter(scored_parameters(model).values())).device
 
 
-def flatten(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[d], fp32, in the mapping's order, which for matched moments and scored parameters is that of `scored_layers`."""
+def flatten(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """One vector [d], fp32, in the mapping's order: that of `scored_layers`, for matched moments and parameters."""
     return torch.cat([tensor.detach().flatten().float() for tensor in tensors.values()])
 
 

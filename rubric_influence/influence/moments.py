@@ -8,8 +8,10 @@ by name AND shape into a model, and everything that does not fit is refused.
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rubric_influence.influence.layers import listed, scored_parameters
+
+BOTH = ("exp_avg", "exp_avg_sq")  # the moments, as torch calls them
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning
     or eps.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-    settings = set()
+    held: dict[str, dict[str, Any]] = {}
     strangers = 0
     for group in optimizer.param_groups:
         coupled_decay = group.get("weight_decay") and group.get("decoupled_weight_decay") is False
@@ -76,35 +79,41 @@ def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning
         for parameter in group["params"]:
             if not parameter.requires_grad:
                 continue
-            name = names.pop(id(parameter), None)
-            if name is None:
+            if (name := names.pop(id(parameter), None)) is None:
                 strangers += 1
                 continue
             state = optimizer.state.get(parameter, {})
-            if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+            if not {"step", *BOTH} <= state.keys():
                 raise ValueError(
                     f"the optimizer keeps no exp_avg and exp_avg_sq of {name} (it keeps {sorted(state)}); use torch's "
                     "AdamW (optim='adamw_torch') and capture after a step in which the parameter had a gradient"
                 )
-            for key, held in moments.items():
-                held[name] = state[key].detach().to("cpu", torch.float32, copy=True)
-            settings.add((int(state["step"]), tuple(float(b) for b in group["betas"]), float(group["eps"])))
+            held[name] = group | state
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in names]
     if strangers or missing:
         raise ValueError(
             f"the optimizer holds {strangers} parameters that the model does not have, and none of {listed(missing)}; "
             "pass the very model that it was built for"
         )
+    return build_moments(held, learning_rate, "the optimizer's parameters")
+
+
+def build_moments(held: Mapping[str, Mapping[str, Any]], learning_rate: float, whose: str) -> AdamMoments:
+    """Copies of the moments in every parameter's state, which holds its group's settings as well.
+
+    Raises ValueError where parameters differ in step, betas or eps.
+    """
+    settings = {(int(h["step"]), (float(h["betas"][0]), float(h["betas"][1])), float(h["eps"])) for h in held.values()}
     if len(settings) > 1:
-        raise ValueError(f"parameters differ in (step, betas, eps): {sorted(settings)}; train all with the same")
+        raise ValueError(f"{whose} differ in (step, betas, eps): {sorted(settings)}; train all alike")
     step, betas, eps = settings.pop() if settings else (0, (0.0, 0.0), 1.0)  # refused as empty
-    return AdamMoments(**moments, step=step, betas=betas, eps=eps, learning_rate=learning_rate)
+    first, second = ({n: h[key].detach().to("cpu", torch.float32, copy=True) for n, h in held.items()} for key in BOTH)
+    return AdamMoments(first, second, step, betas, eps, learning_rate)
 
 
 def save_moments(path: str | Path, moments: AdamMoments) -> None:
-    """Write one safetensors file: `exp_avg/<name>` and `exp_avg_sq/<name>`, the scalars in its metadata."""
-    held = {"exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
-    tensors = {f"{key}/{name}": t.contiguous() for key, part in held.items() for name, t in part.items()}
+    """Write one safetensors file. `load_target` finds it as moments.safetensors in a checkpoint's folder."""
+    tensors = {f"{key}/{name}": t.contiguous() for key in BOTH for name, t in getattr(moments, key).items()}
     scalars = {key: getattr(moments, key) for key in ("step", "betas", "eps", "learning_rate")}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # One key: safetensors writes several in any order, and the same state would not be the same bytes.
@@ -113,14 +122,14 @@ def save_moments(path: str | Path, moments: AdamMoments) -> None:
 
 def load_moments(path: str | Path) -> AdamMoments:
     """Read what `save_moments` wrote. Raises ValueError if there is no such file or it is another kind of file."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {key: {} for key in BOTH}
     try:
         with safe_open(path, framework="pt") as file:
             scalars = json.loads((file.metadata() or {})["adam"])
             for key in file.keys():  # noqa: SIM118 - not a dict
                 part, _, name = key.partition("/")
                 parts[part][name] = file.get_tensor(key)
-        return AdamMoments(**parts, **scalars | {"betas": tuple(scalars["betas"])})
+        return AdamMoments(parts["exp_avg"], parts["exp_avg_sq"], **scalars | {"betas": tuple(scalars["betas"])})
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} holds no Adam moments ({error!r}); give the file that the warm-up wrote with save_moments"
@@ -134,10 +143,10 @@ def normalise_name(name: str) -> str:
 
 
 def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
-    """The same moments under the model's own names and in the order of `scored_layers(model)`.
+    """The same moments under the model's own names, in the order of `scored_layers(model)`.
 
-    Moments of a part of the model that is frozen now, and so left out of the score, are left out.
-    Raises ValueError naming what is missing, left over or of another shape.
+    Moments of parameters that are frozen now, and so not scored, are left out.
+    Raises ValueError that names moments which are missing, left over or of another shape.
     """
     found = {normalise_name(name): name for name in moments.exp_avg}
     wanted = {name: tuple(parameter.shape) for name, parameter in scored_parameters(model).items()}
@@ -158,9 +167,6 @@ def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
             f"the moments are not this model's: {'; '.join(problems)}. Load the adapter that the warm-up saved beside "
             "them: same base model, LoRA rank and target modules"
         )
-    names = {name: found[key] for name, key in keys.items()}
-    return replace(
-        moments,
-        exp_avg={name: moments.exp_avg[old] for name, old in names.items()},
-        exp_avg_sq={name: moments.exp_avg_sq[old] for name, old in names.items()},
-    )
+    held = moments.exp_avg, moments.exp_avg_sq
+    first, second = ({name: part[found[key]] for name, key in keys.items()} for part in held)
+    return replace(moments, exp_avg=first, exp_avg_sq=second)

@@ -23,9 +23,9 @@ class Sample:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a JSON Lines file; other keys are passed over, and whole numbers as ids become text.
+    """The samples of a JSON Lines file. Keys that Sample lacks are passed over; whole numbers as ids become text.
 
-    Raises ValueError for no file, no samples, a line that is none (saying which), or an id given twice.
+    Raises ValueError if there is no file or no sample, or naming a line that is none or repeats an id.
     """
     if not path.is_file():
         raise ValueError(f"no file at {path}; give JSON Lines with {', '.join(REQUIRED)}")
@@ -53,14 +53,12 @@ def read_samples(path: Path) -> list[Sample]:
 def list_shards(folder: Path) -> list[Path]:
     """A folder's Parquet files, by name. Raises ValueError where it has none."""
     if not (shards := sorted(folder.glob("*.parquet"))):
-        raise ValueError(
-            f"no *.parquet in {folder}; give a folder of shards, such as rubric_influence.synthesis.streaming writes"
-        )
+        raise ValueError(f"no *.parquet in {folder}; give a folder of shards, as `rubric-influence synthesise` writes")
     return shards
 
 
 def read_shard(path: Path) -> list[Sample]:
-    """The valid pairs of a shard as rubric_influence.synthesis.streaming writes it; none where it has none.
+    """The valid pairs of a shard as `rubric-influence synthesise` writes it, perhaps none.
 
     Raises ValueError, naming the file, where it is damaged or lacks a column.
     """
@@ -69,9 +67,7 @@ def read_shard(path: Path) -> list[Sample]:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is no shard of pairs with {', '.join(REQUIRED)} and problem ({error})") from None
     if rows and (missing := [name for name in (*REQUIRED, "problem") if name not in rows[0]]):
-        raise ValueError(
-            f"{path} has no column {missing[0]}; give shards that rubric_influence.synthesis.streaming wrote"
-        )
+        raise ValueError(f"{path} has no column {missing[0]}; give shards as `rubric-influence synthesise` writes them")
     return [Sample(row["id"], row["question"], row["answer"]) for row in rows if not row["problem"]]
 
 

@@ -1,9 +1,8 @@
 """Scoring a corpus: the influence of every sample of a file, over any number of processes, resumable.
 
 `score_files` is what `rubric-influence score` runs. Files are JSON Lines with id, question and answer; validation items
-may have a topic. Where the samples are a folder of Parquet shards, as `rubric-influence synthesise` writes its pairs,
-the scores are a folder too, with a file for each shard, and memory holds one of them. A checkpoint is a folder with a
-LoRA adapter and moments.safetensors or a Trainer's optimizer.pt.
+may have a topic. Of a folder of Parquet shards, as `rubric-influence synthesise` writes it, memory holds one at a time,
+and the scores are a folder with a file for each.
 
 Samples of like length make batches, and some batches a part; processes take parts in turn. A part's scores are on
 disk, in OUT.parts, before the next is begun: the same request made again goes on from there. The number of processes
@@ -21,33 +20,31 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from peft import PeftModel
 from pyarrow import parquet
 from tqdm import tqdm
 
-from rubric_influence.core.config import Influence, ModelSpec
+from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.files import replace_file
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.records import content_id
-from rubric_influence.influence.checkpoints import find_optimizer, load_trainer_moments
-from rubric_influence.influence.directions import validation_gradients
+from rubric_influence.influence.api import WHOLE, PairScorer, Target, load_target
+from rubric_influence.influence.checkpoints import list_files
 from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import plan_batches
-from rubric_influence.influence.grouping import group_items
-from rubric_influence.influence.moments import load_moments
+from rubric_influence.influence.grouping import group_by_embedding
 from rubric_influence.influence.samples import Sample, encode_sample, list_shards, read_samples, read_shard
-from rubric_influence.influence.scorers import Estimator, Scorer, combine, open_configured_scorer
-from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.influence.scorers import Estimator, Scorer, combine
+from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.models.processes import broadcast
 
 BATCHES_PER_PART = 16
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-GROUPINGS = {None: "mean", "topic": "topics", "cluster": "clusters"}  # --by -> influence.directions
-WHOLE = "influence"  # the column along the gradient of all validation items
+Tokenise = Callable[[Sample], Example]
+Score = Callable[[list[int]], torch.Tensor]  # of some samples, by their places: [b, k]
 
 
 def score_corpus(
@@ -55,7 +52,7 @@ def score_corpus(
     openers: Sequence[Callable[[], tuple[Scorer, float]]],
     names: list[str],
     samples: Sequence[Sample],
-    tokenise: Callable[[Sample], Example],
+    tokenise: Tokenise,
     out: Path,
     batch_tokens: int,
     provenance: dict,
@@ -67,7 +64,7 @@ def score_corpus(
     tells all that shapes them but the samples' tokens: where both are as before, finished parts in OUT.parts are used
     again. As JSON, with the learning rates, it is the file's metadata. Processes share the disk of `out`.
 
-    Raises ValueError for a direction called as another column is, and as tokenise and score do, naming the sample.
+    Raises ValueError if a direction has another column's name, and as tokenise and score do, naming the sample.
     """
     if taken := [name for name, times in Counter(["id", *names, "tokens"]).items() if times > 1]:
         raise ValueError(f"the scores have a column {min(taken)!r} already; rename that topic")
@@ -97,8 +94,8 @@ def score_corpus(
             folder.parent.rmdir()
 
 
-def score_parts(state: PartialState, score: Callable, names: list[str], parts: list[list[int]], folder: Path) -> None:
-    """Score this process's share of the parts, `score(rows)` -> [b, k], that `folder` lacks; wait for the others."""
+def score_parts(state: PartialState, score: Score, names: list[str], parts: list[list[int]], folder: Path) -> None:
+    """Write the parts of this process's share that `folder` lacks; wait for the other processes."""
     folder.mkdir(parents=True, exist_ok=True)
     share = range(state.process_index, len(parts), state.num_processes)
     pending = [number for number in share if read_part(folder, number, names, parts) is None]
@@ -107,8 +104,8 @@ def score_parts(state: PartialState, score: Callable, names: list[str], parts: l
         return sum(len(parts[int(file.stem)]) for file in folder.glob("*.parquet"))
 
     name = f"{folder.name}, {state.num_processes} process{'es' if state.num_processes > 1 else ''}"
-    show = {"desc": name, "unit": "sample", "mininterval": 2, "disable": not state.is_main_process}
-    with tqdm(total=sum(map(len, parts)), initial=count_done(), **show) as bar:
+    total, quiet = sum(map(len, parts)), not state.is_main_process
+    with tqdm(desc=name, total=total, initial=count_done(), unit="sample", mininterval=2, disable=quiet) as bar:
         for number in pending:
             columns = score(parts[number]).T.numpy()
             write_table(folder / f"{number}.parquet", pa.table(dict(zip(names, columns, strict=True))))
@@ -117,7 +114,7 @@ def score_parts(state: PartialState, score: Callable, names: list[str], parts: l
         bar.update(count_done() - bar.n)
 
 
-def score_rows(scorer: Scorer, samples: Sequence[Sample], tokenise: Callable, rows: list[int]) -> torch.Tensor:
+def score_rows(scorer: Scorer, samples: Sequence[Sample], tokenise: Tokenise, rows: list[int]) -> torch.Tensor:
     """The scores [b, k] of some samples. Where a score is not finite, the error names the sample."""
     examples = [tokenise(samples[row]) for row in rows]
     try:
@@ -159,24 +156,6 @@ def read_parts(folder: Path, names: list[str], parts: list[list[int]]) -> torch.
     return scores
 
 
-def list_files(checkpoint: Path) -> list[Path]:
-    """What of a checkpoint shapes scores: its adapter's files and, last, the moments. Raises ValueError without."""
-    if missing := [name for name in ADAPTER if not (checkpoint / name).is_file()]:
-        raise ValueError(f"no {missing[0]} in {checkpoint}; give a folder with a LoRA adapter as peft saves it")
-    own = checkpoint / "moments.safetensors"
-    return [*(checkpoint / name for name in ADAPTER), own if own.is_file() else find_optimizer(checkpoint)]
-
-
-def load_checkpoint(spec: ModelSpec, checkpoint: Path, device: torch.device) -> PeftModel:
-    """The model with the checkpoint's adapter, trainable, by which an optimizer's parameters are told."""
-    model = load_model(spec, device)
-    try:
-        return PeftModel.from_pretrained(model, checkpoint, is_trainable=True, torch_device="cpu").eval()
-    except Exception as error:  # a damaged or foreign adapter raises almost anything
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the adapter in {checkpoint} cannot be put on {spec.path}: {reason}") from error
-
-
 @dataclass(frozen=True)
 class ScoringRequest:
     """What is scored, on which model, and how: what shapes the scores, and their provenance.
@@ -192,12 +171,17 @@ class ScoringRequest:
     estimator: Estimator = "adam"
     momentum: bool = False
     dot: bool = False
-    by: str | None = None
+    by: Literal["topic", "cluster"] | None = None
     clusters: int = 6
     batch_tokens: int = 8192
     template: str = "{question}"
     max_tokens: int | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def load_target(self, checkpoint: Path, device: torch.device) -> Target:
+        return load_target(
+            self.model, checkpoint, dtype=self.dtype, device=device, template=self.template, max_tokens=self.max_tokens
+        )
 
 
 def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None:
@@ -214,65 +198,41 @@ def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None
         raise ValueError(f"{request.samples} is a folder and {out} a file; give --out a folder")
     files = [file for folder in request.checkpoints for file in list_files(folder)]
     validation = read_samples(request.validation)
-    # Before any model is loaded: a file that is none is told at once.
     shards = list_shards(request.samples) if sharded else []
     samples = [] if sharded else read_samples(request.samples)
     if request.by == "topic" and not all(item.topic for item in validation):
         raise ValueError(f"{request.validation} has items without a topic; give each one, or leave out --by topic")
     spec = ModelSpec(path=request.model, dtype=request.dtype)
-    settings = Influence(
-        estimator=request.estimator,
-        momentum=request.momentum,
-        batch_tokens=request.batch_tokens,
-        clusters=request.clusters,
-        normalise=not request.dot,
-        directions=GROUPINGS[request.by],
-    )
     tokenise = partial(encode_sample, load_tokenizer(spec), request.template, request.max_tokens)
     examples = [tokenise(item) for item in validation]
-    # Clusters are the main process's for all, as rounding might make others' differ.
-    first = load_checkpoint(spec, request.checkpoints[0], state.device) if request.by == "cluster" else None
-    groups = broadcast(group_items(first, validation, examples, settings, seed=0))
-    del first
+    groups = [item.topic for item in validation] if request.by == "topic" else None
+    if request.by == "cluster":  # the main process's for all, as rounding might make others' differ
+        first = request.load_target(request.checkpoints[0], state.device).model
+        groups = broadcast(group_by_embedding(first, examples, request.clusters, request.batch_tokens, seed=0))
+        del first
 
-    def open_checkpoint(folder: Path) -> tuple[Scorer, float]:
-        model = load_checkpoint(spec, folder, state.device)
-        file = list_files(folder)[-1]
-        trainers = file.suffix != ".safetensors"
-        moments = load_trainer_moments(folder, model) if trainers else load_moments(file)
-        directions = {WHOLE: validation_gradients(model, examples, None, settings.batch_tokens)["all"]}
-        if groups:
-            directions |= validation_gradients(model, examples, groups, settings.batch_tokens)
-        return open_configured_scorer(model, directions, moments, settings), moments.learning_rate
+    def load(checkpoint: Path) -> tuple[Scorer, float]:
+        target = request.load_target(checkpoint, state.device)
+        chosen = {key: getattr(request, key) for key in ("estimator", "momentum", "batch_tokens")}
+        scorer = PairScorer(target, validation, groups, normalise=not request.dot, **chosen)
+        return scorer.scorer, scorer.target.moments.learning_rate
 
-    given = dict(vars(request), checkpoints=list(request.checkpoints))
+    opener = cache(load) if len(request.checkpoints) == 1 else load  # of several, one at a time is in memory
+    openers = [partial(opener, folder) for folder in request.checkpoints]
     sizes, hashes = Counter(groups or []), hash_files([*files, request.validation])
-    shaping = json.loads(json.dumps(given, default=str)) | {  # paths as text
-        "weights": fingerprint(spec),
-        # With how many validation items each is of.
-        "directions": {WHOLE: len(examples)} | {name: sizes[name] for name in sorted(sizes)},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-    }
-
-    def describe(source: Path) -> dict:
-        return shaping | {"sha256": hashes | hash_files([source])}
-
-    if len(request.checkpoints) == 1:
-        open_checkpoint = cache(open_checkpoint)  # of several, one at a time is in memory
-    openers = [partial(open_checkpoint, folder) for folder in request.checkpoints]
-    names = [WHOLE, *sorted(sizes)]
-
-    def score(samples: Sequence[Sample], origin: dict, out: Path) -> None:
-        score_corpus(state, openers, names, samples, tokenise, out, settings.batch_tokens, origin)
-
-    if not sharded:
-        score(samples, describe(request.samples), out)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for shard in shards:
-        scored, origin = out / shard.name, describe(shard)
-        if not is_scored(scored, origin) and (samples := read_shard(shard)):
-            score(samples, origin, scored)
+    directions = {WHOLE: len(examples)} | {name: sizes[name] for name in sorted(sizes)}  # of how many items each is
+    given = json.dumps(dict(vars(request), checkpoints=list(request.checkpoints)), default=str)  # paths as text
+    shaping = json.loads(given) | {"weights": fingerprint(spec), "directions": directions}
+    shaping["versions"] = {name: version(name) for name in ("torch", "transformers", "peft")}
+    if sharded:
+        out.mkdir(parents=True, exist_ok=True)
+    for source, scored in [(shard, out / shard.name) for shard in shards] or [(request.samples, out)]:
+        provenance = shaping | {"sha256": hashes | hash_files([source])}
+        if sharded:
+            samples = [] if is_scored(scored, provenance) else read_shard(source)
+        if samples:
+            names = [WHOLE, *sorted(sizes)]
+            score_corpus(state, openers, names, samples, tokenise, scored, request.batch_tokens, provenance)
 
 
 def hash_files(files: Sequence[Path]) -> dict[str, str]:

@@ -13,8 +13,8 @@ The estimators, with g = grad l(z):
     gradient      Gamma = g
     forward       the dot products of linear from the losses at theta +- h*u: no backward, two forwards a direction
 
-Each is a class with one method, score(examples) -> [n, k]; `open_scorer` makes one by name. Scores are the same at any
-batch size, padding and order. l(z) is the mean loss of z's labelled tokens.
+A scorer has one method, score(examples) -> [n, k]; `open_scorer` makes one by the estimator's name. Scores do not
+depend on batch size, padding or order. l(z) is the mean loss of z's labelled tokens.
 
 Shapes: b samples in a batch, n samples, k directions, d scored parameters. Scores are fp32 whatever the model's dtype.
 """
@@ -27,9 +27,8 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from rubric_influence.core.config import Influence
 from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import plan_batches, refuse_non_finite, sample_losses, sweep_gradients
+from rubric_influence.influence.gradients import check_finite, evaluated, plan_batches, sample_losses, sweep_gradients
 from rubric_influence.influence.layers import count_parameters, device_of, flatten, scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
 
@@ -48,17 +47,17 @@ class Scorer(Protocol):
 
 
 class GradientScorer:
-    """The estimators adam, linear and gradient: one backward for a batch's gradients, no projection, none stored.
+    """The estimators adam, linear and gradient: one backward a batch; no gradient is projected or stored.
 
-    The model must stay at the checkpoint's weights, the moments' and directions' own.
+    The model must keep the weights at which moments and directions were taken.
 
-    directions [k, d]: the w_k, such as stacked `validation_gradients`.
+    directions [k, d]: the w_k, for example stacked `validation_gradients`.
     momentum: False leaves m out of Gamma (m := 0; v' stays exact). m is a direction common to all samples, so it adds
         much the same to every score; the paper keeps it.
-    normalise: False gives the dot products <w_k, Gamma(z)> in place of cosines; -lr times that is the first-order
-        change of L_V by the step.
+    normalise: True gives cosines, False the dot products <w_k, Gamma(z)>: by the optimizer's step on z, L_V changes by
+        -lr times the dot product to first order, in nats a token.
 
-    Raises ValueError if the moments are not the model's, or a direction is of another size, not finite or zero.
+    Raises ValueError if the moments are not the model's, or a direction has another size, is not finite or is zero.
     """
 
     def __init__(
@@ -72,14 +71,12 @@ class GradientScorer:
         normalise: bool = True,
         estimator: Literal["adam", "linear", "gradient"] = "adam",
     ):
-        check_directions(directions, model)
-        moments = match_moments(moments, model)
-        device = device_of(model)
+        directions, moments = place_directions(directions, model), match_moments(moments, model)
+        device = directions.device
         self.model, self.batch_tokens, self.normalise, self.estimator = model, batch_tokens, normalise, estimator
-        directions = directions.float().to(device)
         self.directions = directions / directions.norm(dim=1, keepdim=True) if normalise else directions
-        # Gamma with what no sample changes taken out, and divided through by a = (1-b1) / (1-b1^(t+1)), so that each
-        # gradient is read as rarely as can be: (first + g) / (sqrt(second + share*g^2) + eps).
+        # What no sample changes is computed once, and Gamma's fraction is divided through by a = (1-b1) / (1-b1^(t+1)),
+        # so that each gradient is read as rarely as can be: (first + g) / (sqrt(second + share*g^2) + eps).
         beta1, beta2 = moments.betas
         unbias1, unbias2 = (1 - beta ** (moments.step + 1) for beta in moments.betas)
         a = (1 - beta1) / unbias1
@@ -92,7 +89,7 @@ class GradientScorer:
         """Gamma of flat gradients [b, span], the formulas above, in the gradients' own memory."""
         if self.estimator == "gradient":
             return gradients
-        if self.estimator == "linear":
+        if self.scale is not None:
             scale = self.scale[span]
         else:
             scale = torch.addcmul(self.second[span], gradients, gradients, value=self.second_share)
@@ -110,59 +107,49 @@ class GradientScorer:
             squares.index_add_(0, rows, torch.linalg.vector_norm(gamma, dim=1, keepdim=True).square())
 
         sweep_gradients(self.model, examples, self.batch_tokens, visit)
-        scores = (dots / squares.sqrt() if self.normalise else dots).cpu()
-        refuse_non_finite(scores, "score of example")
-        return scores
+        return check_finite((dots / squares.sqrt() if self.normalise else dots).cpu(), "score of example")
 
 
 class ForwardScorer:
-    """The estimator forward: dot products of linear's Gamma from losses alone, for engines that cannot go backward.
+    """The estimator forward: linear's dot products from losses alone, for engines that have no backward.
 
     With Gamma(z) = P (a*g + c*m), P = 1 / (sqrt(v / (1-b2^t)) + eps) elementwise and frozen, and u_k = a * P * w_k:
 
         <w_k, Gamma(z)> = <u_k, g> + c * <w_k, P m>,   <u_k, g> ~ (l(z; theta + h*u_k) - l(z; theta - h*u_k)) / (2h)
 
-    The idea is that of ToV (ICLR 2026); here with Adam's moments. h makes |h*u_k| a hundredth of the parameters' norm,
-    and the error of the difference is of order h^2. Loss differences drown in rounding below fp32, so another dtype is
-    refused. A cosine would need the norm of Gamma(z), which losses do not tell: scores are dot products.
+    The idea is that of ToV (ICLR 2026); here with Adam's moments. |h*u_k| is a hundredth of the parameters' norm, and
+    the difference's error is of order h^2. A cosine would need the norm of Gamma(z), which losses do not tell.
 
-    Raises ValueError as GradientScorer does, and for a model that is not fp32.
+    Raises ValueError as GradientScorer does, and for a model below fp32, whose rounding hides such differences.
     """
 
     def __init__(
         self, model: nn.Module, directions: torch.Tensor, moments: AdamMoments, *, momentum: bool, batch_tokens: int
     ):
-        check_directions(directions, model)
+        directions = place_directions(directions, model)
         if dtypes := {p.dtype for p in model.parameters()} - {torch.float32, torch.float64}:
-            names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise ValueError(
-                f"the forward estimator takes differences of losses, which {names} rounds away; load the model in "
-                "float32, or use another estimator"
+                f"the forward estimator takes differences of losses, which {', '.join(sorted(map(str, dtypes)))} "
+                "rounds away; load the model in float32, or use another estimator"
             )
-        moments = match_moments(moments, model)
-        device = device_of(model)
+        moments, device = match_moments(moments, model), directions.device
         beta1 = moments.betas[0]
         unbias = 1 - beta1 ** (moments.step + 1)
         inverse = 1 / frozen_scale(moments).to(device)
-        directions = directions.float().to(device)
         self.model, self.batch_tokens = model, batch_tokens
         self.perturbations = directions * inverse * ((1 - beta1) / unbias)
         common = directions @ (flatten(moments.exp_avg).to(device) * inverse * (beta1 / unbias))
         self.common = common if momentum else torch.zeros_like(common)
-        size = flatten(scored_parameters(model)).norm()
-        self.steps = RELATIVE_STEP * size / self.perturbations.norm(dim=1)
+        self.steps = RELATIVE_STEP * flatten(scored_parameters(model)).norm() / self.perturbations.norm(dim=1)
 
     def score(self, examples: Sequence[Example]) -> torch.Tensor:
-        columns = []
-        for step, perturbation in zip(self.steps, self.perturbations, strict=True):
-            losses = []
-            for sign in (1, -1):
-                with moved(self.model, sign * step * perturbation):
-                    losses.append(sweep_losses(self.model, examples, self.batch_tokens))
-            columns.append((losses[0] - losses[1]) / (2 * step.double().cpu()))
-        scores = (torch.stack(columns, dim=1) + self.common.double().cpu()).float()
-        refuse_non_finite(scores, "score of example")
-        return scores
+        def losses(offset: torch.Tensor) -> torch.Tensor:
+            with moved(self.model, offset):
+                return sweep_losses(self.model, examples, self.batch_tokens)
+
+        steps = zip(self.steps, self.perturbations, strict=True)
+        slopes = [(losses(h * u) - losses(-h * u)) / (2 * h.double().cpu()) for h, u in steps]
+        return check_finite((torch.stack(slopes, dim=1) + self.common.double().cpu()).float(), "score of example")
 
 
 def open_scorer(
@@ -175,90 +162,62 @@ def open_scorer(
     batch_tokens: int,
     normalise: bool = True,
 ) -> Scorer:
-    """The scorer of that name. Raises ValueError as its class does, and for cosines from the forward estimator."""
+    """The estimator's scorer. Raises ValueError as its class does, and for cosines from the forward estimator."""
+    here = model, directions, moments
     if estimator == "forward":
         if normalise:
             raise ValueError("the forward estimator gives dot products, no cosines; set normalise to false with it")
-        return ForwardScorer(model, directions, moments, momentum=momentum, batch_tokens=batch_tokens)
-    return GradientScorer(
-        model,
-        directions,
-        moments,
-        momentum=momentum,
-        batch_tokens=batch_tokens,
-        normalise=normalise,
-        estimator=estimator,
-    )
+        return ForwardScorer(*here, momentum=momentum, batch_tokens=batch_tokens)
+    return GradientScorer(*here, momentum=momentum, batch_tokens=batch_tokens, normalise=normalise, estimator=estimator)
 
 
 def combine(scores: Sequence[torch.Tensor], learning_rates: Sequence[float]) -> torch.Tensor:
-    """Inf(z) = sum_i eta_i * score_i over checkpoints, [n, k]: eta_i is epoch i's mean learning rate, summing to 1."""
+    """Inf(z) = sum_i eta_i * score_i over checkpoints i, [n, k]; eta_i is its share of the sum of learning rates."""
     if not scores or len(scores) != len(learning_rates) or len({s.shape for s in scores}) != 1:
         shapes = [list(s.shape) for s in scores]
         raise ValueError(f"scores of shapes {shapes} and {len(learning_rates)} learning rates; give alike, one each")
     if not all(math.isfinite(rate) and rate > 0 for rate in learning_rates):
         raise ValueError(f"learning rates are {list(learning_rates)}; each must be above 0")
     total = sum(learning_rates)
-    return sum(score * (rate / total) for score, rate in zip(scores, learning_rates, strict=True))
+    weighted = [score * (rate / total) for score, rate in zip(scores, learning_rates, strict=True)]
+    return sum(weighted[1:], start=weighted[0])
 
 
 def frozen_scale(moments: AdamMoments) -> torch.Tensor:
-    """sqrt(v / (1-b2^t)) + eps, [d]: the denominator of the last step, which linear takes for that of the next."""
+    """sqrt(v / (1-b2^t)) + eps, [d]: the last step's denominator, which linear uses in the next step too."""
     return (flatten(moments.exp_avg_sq) / (1 - moments.betas[1] ** moments.step)).sqrt() + moments.eps
 
 
 @contextmanager
 def moved(model: nn.Module, offset: torch.Tensor) -> Iterator[None]:
-    """The model with its scored parameters moved by `offset` [d]; put back bit for bit on leaving."""
-    parameters = scored_parameters(model)
-    kept = [parameter.detach().clone() for parameter in parameters.values()]
-    parts = offset.split([parameter.numel() for parameter in parameters.values()])
+    """Moves the model's scored parameters by `offset` [d], and puts them back bit for bit on leaving."""
+    parameters = [parameter.detach() for parameter in scored_parameters(model).values()]  # they share its memory
+    kept = [parameter.clone() for parameter in parameters]
     try:
-        with torch.no_grad():
-            for parameter, part in zip(parameters.values(), parts, strict=True):
-                parameter += part.view_as(parameter)
+        for parameter, part in zip(parameters, offset.split([old.numel() for old in kept]), strict=True):
+            parameter.add_(part.view_as(parameter))
         yield
     finally:
-        with torch.no_grad():
-            for parameter, old in zip(parameters.values(), kept, strict=True):
-                parameter.copy_(old)
+        for parameter, old in zip(parameters, kept, strict=True):
+            parameter.copy_(old)
 
 
 @torch.no_grad()
 def sweep_losses(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> torch.Tensor:
     """Each example's loss in eval mode, [n], fp64, on the CPU."""
-    modes = [(module, module.training) for module in model.modules()]
     losses = torch.zeros(len(examples), dtype=torch.float64)
-    try:
-        model.eval()
+    with evaluated(model):
         for rows in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
-            losses[rows] = sample_losses(model, collate([examples[row] for row in rows], pad_token_id=0)).double().cpu()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+            losses[rows] = sample_losses(model, collate([examples[row] for row in rows])).double().cpu()
     return losses
 
 
-def check_directions(directions: torch.Tensor, model: nn.Module) -> None:
-    """Raises ValueError unless directions are [k, d] for this model's d, finite and none of them zero."""
+def place_directions(directions: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Directions [k, d] in fp32 on the model's device. Raises ValueError if d differs, or one is not finite or zero."""
     size = count_parameters(model)
     if directions.dim() != 2 or directions.shape[1] != size:
         raise ValueError(f"directions have shape {list(directions.shape)}; expected [directions, {size}]")
-    refuse_non_finite(directions, "direction")
-    if not (lengths := directions.float().norm(dim=1)).all():
+    directions = check_finite(directions, "direction").float()
+    if not (lengths := directions.norm(dim=1)).all():
         raise ValueError(f"direction {int((lengths == 0).nonzero()[0])} is zero; its validation loss is flat")
-
-
-def open_configured_scorer(
-    model: nn.Module, directions: dict[str, torch.Tensor], moments: AdamMoments, settings: Influence
-) -> Scorer:
-    """The scorer that a profile's section influence asks for, along named directions [d] in their order."""
-    return open_scorer(
-        settings.estimator,
-        model,
-        torch.stack(list(directions.values())),
-        moments,
-        momentum=settings.momentum,
-        batch_tokens=settings.batch_tokens,
-        normalise=settings.normalise,
-    )
+    return directions.to(device_of(model))

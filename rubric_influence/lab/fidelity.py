@@ -1,7 +1,4 @@
-"""How well a lab model plays its roles, measured against the world's truth.
-
-A teacher is faithful where its pair follows the rubric's topic and its answer holds the document's fact.
-"""
+"""How faithful a lab model is as a teacher: how often its pair states the document's fact on the rubric's topic."""
 
 import random
 
@@ -10,14 +7,12 @@ import pandas as pd
 from rubric_influence.engines.base import Engine, Sampling
 from rubric_influence.lab import world
 from rubric_influence.lab.pretraining import pair_prompt
-from rubric_influence.models.chat import ask
+from rubric_influence.models.chat import Conversation, ask
 from rubric_influence.synthesis.parsing import ParsedPair, parse_pair
-
-MAX_TOKENS = 64
 
 
 def states_fact(pair: ParsedPair, choice: world.Choice, value: str) -> bool:
-    """Whether the answer gives the value: by its letter in a multiple-choice question, else in words."""
+    """Whether the answer gives the value: in a multiple-choice question by its letter, else as a word."""
     if choice.question_type != "multiple choice":
         return value in pair.answer.split()
     letter, words = pair.answer.split()[-1], pair.question.split()
@@ -25,24 +20,23 @@ def states_fact(pair: ParsedPair, choice: world.Choice, value: str) -> bool:
 
 
 def measure_fidelity(field: world.Field, teacher: Engine, count: int, seed: int) -> pd.DataFrame:
-    """Share of pairs that are valid, and that state the document's fact, by question type, over `count` entities."""
+    """How well a teacher writes pairs on documents about `count` random entities, by question type.
+
+    Columns: the share of pairs that are valid, the share that state the document's fact, and the number of pairs.
+    """
     rng = random.Random(seed)
-    cases = []
+    expected: list[tuple[world.Choice, str]] = []
+    asked: list[Conversation] = []
     for _ in range(count):
         entity = world.draw_entity(field, rng.choice(field.entity_names), rng)
         choice = world.draw_choice(field, rng)
         document = world.write_document(field, entity, rng)
-        cases.append(
-            (choice, entity.facts[choice.topic], pair_prompt(document, world.write_rubric(field, choice, rng)))
-        )
-    asked = [ask(prompt) for _, _, prompt in cases]
-    written = teacher.generate(asked, Sampling(seed, MAX_TOKENS))
+        expected.append((choice, entity.facts[choice.topic]))
+        asked.append(ask(pair_prompt(document, world.write_rubric(field, choice, rng))))
     rows = []
-    for (choice, value, _), completion in zip(cases, written, strict=True):
+    for (choice, value), completion in zip(expected, teacher.generate(asked, Sampling(seed, 64)), strict=True):
         pair = parse_pair(completion.text)
         valid = not pair.problem
-        faithful = valid and states_fact(pair, choice, value)
-        rows.append({"question type": choice.question_type, "valid": valid, "states the fact": faithful})
-    table = pd.DataFrame(rows)
-    shares = table.groupby("question type").mean()
-    return shares.assign(pairs=table.groupby("question type").size())
+        rows.append((choice.question_type, valid, valid and states_fact(pair, choice, value)))
+    by_type = pd.DataFrame(rows, columns=["question type", "valid", "states the fact"]).groupby("question type")
+    return by_type.mean().assign(pairs=by_type.size())

@@ -1,6 +1,7 @@
-"""The lab's models: a word-level tokenizer and a transformer of about 0.9M parameters, in Hugging Face format."""
+"""The lab's models in Hugging Face format: a word-level tokenizer and a small transformer."""
 
 import re
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from rubric_influence.lab.world import LETTERS, QUESTION_TYPES, RUBRIC_WORDINGS, STYLES, Field
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
-# The JSON that carries rubrics and pairs, as words: `{"question":" ... ","answer":" ... "}` parses as it stands.
+# The words of the JSON that holds rubrics and pairs: `{"question":" ... ","answer":" ... "}` is valid JSON.
 JSON_WORDS = ('{"rubric":"', '{"question":"', '","answer":"', '"}')
 PROMPT_WORDS = "document rubric pair facts : ; first , recall a second consider the so write an essay . complete is"
 CHAT_TEMPLATE = (
@@ -26,33 +27,26 @@ def list_words(field: Field) -> list[str]:
     texts += [*JSON_WORDS, PROMPT_WORDS, *LETTERS, *QUESTION_TYPES, *STYLES, *RUBRIC_WORDINGS]
     for topic, a in field.attributes.items():
         texts += [topic, *a.values, *a.statements, *a.technical, *a.plain, a.cloze]
-    words = {word for text in texts for word in re.sub(r"\{\w+\}", " ", text).split()}
-    return sorted(words)
+    return sorted({word for text in texts for word in re.sub(r"\{\w+\}", " ", text).split()})
 
 
 def build_tokenizer(field: Field) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a word and the lab's chat template."""
-    special = [PAD, UNKNOWN, USER, ASSISTANT, END]
-    vocabulary = {word: index for index, word in enumerate([*special, *list_words(field)])}
+    """A tokenizer with a token for each word and the lab's chat template."""
+    vocabulary = {word: index for index, word in enumerate([PAD, UNKNOWN, USER, ASSISTANT, END, *list_words(field)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT],
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    special = dict(pad_token=PAD, unk_token=UNKNOWN, eos_token=END, additional_special_tokens=[USER, ASSISTANT])
+    return wrap_tokenizer(tokenizer, chat_template=CHAT_TEMPLATE, model_max_length=512, **special)
+
+
+def wrap_tokenizer(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
 
 
 def build_model(
     tokenizer: PreTrainedTokenizerFast, family: str = "qwen3", hidden_size: int = 128, layers: int = 4
 ) -> PreTrainedModel:
-    """A randomly initialised causal LM of a family's architecture, sized for two CPU cores.
+    """A randomly initialised causal LM of a family's architecture; about 0.9M parameters at the default size.
 
     Weights come from torch's global generator: seed it first. Raises ValueError for an unknown family.
     """

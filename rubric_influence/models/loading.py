@@ -4,6 +4,7 @@ Safe by default: weights are read from safetensors only and no code that comes w
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants as hub
@@ -18,17 +19,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which pads on the left, as generation needs (training sets its own side).
+    """The model's tokenizer. It pads on the left, as generation needs, with its end token if it has no padding token.
 
-    A tokenizer without a padding token pads with its end token. Raises ValueError where there is no tokenizer, or one
-    without the chat template that every prompt goes through.
+    Raises ValueError where there is no tokenizer, or one without the chat template that every prompt goes through.
     """
     folder = check_source(spec)
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ValueError(
-            f"{spec.path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it there with "
-            "tokenizer.save_pretrained"
-        )
+        files = ", ".join(TOKENIZER_FILES)
+        raise ValueError(f"{spec.path} has no tokenizer (none of {files}); write it with tokenizer.save_pretrained")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             spec.path, revision=spec.revision, trust_remote_code=False, padding_side="left"
@@ -51,64 +49,58 @@ def load_model(spec: ModelSpec, device: str | torch.device | None = None, merge:
     An adapter is merged into the weights, in their dtype, so that training and scoring start from one model; without
     `merge` it stays beside them, as it was trained. Raises ValueError where there are no safetensors weights, where
     they lack a part of the model (which would be left random), where the attention implementation is not installed,
-    or where the adapter is none of this model's.
+    or where the adapter was not made for this model.
     """
-    disable_progress_bar()  # of every weight that is loaded; stages show their own
+    disable_progress_bar()  # a line for every weight; stages show their own progress
     folder = check_source(spec)
     if folder and not any(folder.glob("*.safetensors")):
         found = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
         hint = f"; {found} are pickles, which can run code: convert them" if found else ""
         raise ValueError(f"{spec.path} has no .safetensors weights{hint}; write them with model.save_pretrained")
+    shape: Any = dict(revision=spec.revision, dtype=getattr(torch, spec.dtype), attn_implementation=spec.attention)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.path,
-            revision=spec.revision,
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, since output_loading_info is set
+            spec.path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **shape
         )
     except OSError as error:
         raise ValueError(unreadable(spec, "safetensors weights", error)) from error
     except ImportError as error:
         raise ValueError(f"attention {spec.attention!r} cannot be used for {spec.path}: {error}; try sdpa") from error
+    model, info = loaded
     if info["missing_keys"]:
         raise ValueError(f"the weights of {spec.path} lack {sorted(info['missing_keys'])[:5]}; is it a causal LM?")
     if spec.adapter:
-        adapted = attach_adapter(model, spec)
+        adapted = attach_adapter(model, spec.adapter, spec.path)
         model = adapted.merge_and_unload() if merge else adapted.get_base_model()
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def attach_adapter(model: PreTrainedModel, spec: ModelSpec) -> PeftModel:
-    """The model with the adapter of `spec`, all of it. Raises ValueError where adapter and model do not match."""
-    folder = check_adapter(spec.adapter)
+def attach_adapter(model: PreTrainedModel, adapter: str, name: str) -> PeftModel:
+    """The model with a LoRA adapter. Raises ValueError unless each weight of the adapter has its place in the model."""
+    folder = check_adapter(adapter)
     try:
         adapted = PeftModel.from_pretrained(model, folder)
     except (ValueError, RuntimeError) as error:  # no such modules, other shapes
         cause = str(error).strip().splitlines()[0]
-        raise ValueError(f"the adapter in {folder} does not fit {spec.path}: {cause}") from error
+        raise ValueError(f"the adapter in {folder} does not fit {name}: {cause}") from error
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         unmatched = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
     if unmatched:  # peft leaves these at their start, with a warning
-        raise ValueError(f"the adapter in {folder} does not fit {spec.path}: only one has {sorted(unmatched)[:3]}")
+        raise ValueError(f"the adapter in {folder} does not fit {name}: only one has {sorted(unmatched)[:3]}")
     return adapted
 
 
 def check_adapter(path: str) -> Path:
-    """The folder of a LoRA adapter. Raises ValueError where it is no such folder, or holds pickles alone."""
+    """The folder of a LoRA adapter. Raises ValueError unless it has settings and safetensors weights (no pickles)."""
     folder = Path(path)
-    missing = [n for n in ("adapter_config.json", "adapter_model.safetensors") if not (folder / n).is_file()]
-    if missing:
-        raise ValueError(
-            f"{path} is no LoRA adapter: it has no {' and no '.join(missing)}; write it with model.save_pretrained"
-        )
+    needed = ("adapter_config.json", "adapter_model.safetensors")
+    if missing := " and no ".join(name for name in needed if not (folder / name).is_file()):
+        raise ValueError(f"{path} is no LoRA adapter: it has no {missing}; write it with model.save_pretrained")
     return folder
 
 
 def check_source(spec: ModelSpec) -> Path | None:
-    """The local folder of a model, or None for what can only be a hub name. Raises ValueError for neither."""
+    """The local folder of a model, or None for a name on the hub. Raises ValueError for a path without a folder."""
     folder = Path(spec.path)
     if folder.is_dir():
         return folder
@@ -118,6 +110,7 @@ def check_source(spec: ModelSpec) -> Path | None:
 
 
 def unreadable(spec: ModelSpec, what: str, error: Exception) -> str:
+    """The message for a model that transformers cannot load; `what` is the part that cannot be read."""
     cause = str(error).strip().splitlines()[0]
     if Path(spec.path).is_dir():
         return f"the {what} in {spec.path} cannot be read: {cause}"

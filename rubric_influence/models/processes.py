@@ -1,27 +1,30 @@
 """Processes that `accelerate launch` starts together: which one this is, and what they do in common.
 
-A process that was started alone is the first of one, and nothing here does anything to it.
+A process that was started alone is the first of one, and nothing here changes what it does.
 """
 
+import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
-from rubric_influence.core.scratch import Workplace, deliver, discard, find_finished, is_finished, read_log, write_log
+from rubric_influence.core.files import replace_file
+from rubric_influence.core.scratch import Workplace, deliver, discard
 
 Value = TypeVar("Value")
+Log = list[dict[str, Any]]  # what a trainer logged, in order; JSON values
 
 
 def open_state() -> PartialState:
     """This process's place among those that were launched with it; the first call connects them.
 
-    On the CPU where there is no GPU, or accelerate is told so.
+    They run on the CPU where there is no GPU or where accelerate is told so (ACCELERATE_USE_CPU).
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     if cpu:  # else accelerate numbers it, and torch.load knows no device "cpu:0"; the trainer asks accelerate anew
@@ -30,9 +33,9 @@ def open_state() -> PartialState:
 
 
 def share_batch(batch: int, micro_batch: int | None, name: str) -> tuple[int, int]:
-    """How many of a batch's sequences each process takes at once, at most `micro_batch`, and how many times.
+    """How many sequences of a batch each process takes at once, at most `micro_batch`, and how many times.
 
-    Over all processes that is the batch. Raises ValueError where it cannot be; `name` is the batch's in the profile.
+    `name` is what the profile calls the batch. Raises ValueError where the shares cannot be equal.
     """
     processes = open_state().num_processes
     if batch % processes:
@@ -50,12 +53,6 @@ def share_batch(batch: int, micro_batch: int | None, name: str) -> tuple[int, in
     return at_once, share // at_once
 
 
-def own_folder(scratch: str | Path) -> Path:
-    """Where work of this number of processes resumes from; what another number has done cannot be gone on from."""
-    processes = open_state().num_processes
-    return Path(scratch) / f"processes-{processes}" if processes > 1 else Path(scratch)
-
-
 def gather_rows(rows: list[Value]) -> list[Value]:
     """The rows of all processes, the first process's first."""
     open_state()
@@ -68,25 +65,30 @@ def broadcast(value: Value) -> Value:
     return broadcast_object_list([value])[0]
 
 
-def finish(train: Callable[[Path], list[dict]], made: str, place: Workplace) -> list[dict]:
-    """The log of work that all processes do together: `train(folder)` leaves it in folder/made, and returns the log.
+def finish(train: Callable[[Path], Log], made: str, place: Workplace) -> Log:
+    """The log of work that all processes do together, once: `train(folder)` leaves it in folder/made, returns the log.
 
-    What was finished before is not done again. The main process delivers it to place.out, and removes place.scratch
-    unless it is to be kept.
+    The main process writes the log beside the work when it is done; work that has a log is not done again. It then
+    delivers the work to place.out, and removes place.scratch unless it is to be kept. Only the same number of
+    processes can resume unfinished work, so each number has its own folder.
     """
-    state = open_state()
-    work = find_finished(place.scratch) or own_folder(place.scratch)
+    state, scratch = open_state(), Path(place.scratch)
+    logs = [folder / "log.json" for folder in (scratch, *sorted(scratch.glob("processes-*")))]
+    own = scratch / f"processes-{state.num_processes}" if state.num_processes > 1 else scratch
+    finished = next(filter(Path.is_file, logs), None)
+    path = finished or own / "log.json"
     state.wait_for_everyone()  # all have looked before one writes
-    if not is_finished(work):
-        log = train(work)
+    if not finished:
+        log = train(path.parent)
         if state.is_main_process:
-            write_log(work, log)
+            with replace_file(path) as partial:
+                partial.write_text(json.dumps(log), encoding="utf-8")
         state.wait_for_everyone()
-    log = read_log(work)
+    log = json.loads(path.read_text(encoding="utf-8"))
     state.wait_for_everyone()
     if state.is_main_process:
-        deliver(work / made, place.out)
+        deliver(path.parent / made, place.out)
         if not place.keep:
-            discard(place.scratch)
+            discard(scratch)
     state.wait_for_everyone()
     return log

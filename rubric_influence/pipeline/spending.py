@@ -8,8 +8,6 @@ import pandas as pd
 from rubric_influence.core.paths import METRICS
 from rubric_influence.engines.ledger import Ledger
 
-STAGES = ("initial", "generators", "final")  # that ask models for texts
-
 
 def tabulate_stages(metrics: Path = METRICS) -> pd.DataFrame:
     """One row for each stage, kind of request and model, over all seeds, with a last row of their sums.
@@ -17,7 +15,7 @@ def tabulate_stages(metrics: Path = METRICS) -> pd.DataFrame:
     Raises ValueError where no stage has been run.
     """
     rows = []
-    for stage in STAGES:
+    for stage in ("initial", "generators", "final"):  # those that ask models for texts
         if (path := metrics / f"{stage}.json").is_file():
             total = Ledger()
             for report in json.loads(path.read_text(encoding="utf-8"))["ledger"].values():

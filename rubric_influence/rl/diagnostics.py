@@ -1,4 +1,4 @@
-"""What a step of rubric optimisation is like: figures that show hacking, collapse and noise. None of them is rewarded.
+"""Figures of a step of rubric optimisation that show hacking, collapse and noise. None of them is rewarded.
 
 Shapes: n pairs that a step's rubrics were to lead to.
 """
@@ -16,18 +16,18 @@ def describe_batch(trajectories: Sequence[Trajectory], scores: Scores, valid_n: 
 
     Every trajectory has the same number of pairs, in the scores' order.
 
-    valid               share of pairs that can be used, of those that the rubrics were to lead to
+    valid               share of valid pairs among those that the rubrics were to lead to
     influence           mean along all validation questions
-    guard_influence     mean along the guard's questions, which no reward sees: where it no longer follows, the reward
-                        is being gamed
+    guard_influence     mean along the guard's questions, which no reward sees: if it stops following `influence`, the
+                        reward is being gamed
     distinct_rubrics    share of different wordings
-    duplicate_pairs     share of valid pairs whose question a pair before asked already, of the same document or not
-    covered_directions  exp of the entropy of the positive influence's shares by cluster or topic: from 1, all on one,
-                        to as many as there are; 0 where there are none
-    between_documents   share of the influence's variance that lies between documents, not between a document's rubrics:
-                        it is no signal to a reward that is compared within a document
-    within_rubrics      share of it that lies between the pairs of one rubric: the teacher's noise, 0 with one pair each
-    length_correlation  Pearson's, of the influence with the answer's length in words
+    duplicate_pairs     share of valid pairs whose question an earlier pair asked, about the same document or another
+    covered_directions  exp of the entropy of the positive influence over topics or clusters: 1 if one has it all, their
+                        number if all have the same; 0 where there are none
+    between_documents   share of the influence's variance that lies between documents and not between the rubrics of a
+                        document: a reward that is compared within a document cannot use it
+    within_rubrics      share of it that lies between the pairs of one rubric: the teacher's noise; 0 with one pair each
+    length_correlation  Pearson's correlation of influence with the length of the answer in words
     """
     texts = [trajectory.rubric.raw or trajectory.rubric.text for trajectory in trajectories]
     pairs = [taught.pair for trajectory in trajectories for taught in trajectory.pairs if not taught.pair.problem]
@@ -50,13 +50,13 @@ def describe_batch(trajectories: Sequence[Trajectory], scores: Scores, valid_n: 
 
 
 def share_within(groups: Sequence, values_n: torch.Tensor) -> float:
-    """What `share_between` leaves; 0 where nothing varies."""
+    """The rest of the variance: 1 - `share_between`; 0 where nothing varies."""
     varies = len(groups) > 0 and (values_n != values_n[0]).any()
     return max(0.0, 1 - share_between(groups, values_n)) if varies else 0.0
 
 
 def count_covered(scores_nk: torch.Tensor) -> float:
-    """exp of the entropy of the directions' shares in the positive influence; 0 where there is none."""
+    """exp of the entropy of the directions' shares of the positive influence; 0 where there is none."""
     mass_k = scores_nk.clamp(min=0).sum(dim=0)
     if not mass_k.sum() > 0:
         return 0.0
@@ -64,17 +64,11 @@ def count_covered(scores_nk: torch.Tensor) -> float:
 
 
 def share_between(groups: Sequence, values_n: torch.Tensor) -> float:
-    """The groups' share of the sum of squares about the mean, in [0, 1]; 0 where nothing varies."""
+    """The share of the variance that lies between groups, in [0, 1]; 0 where nothing varies."""
     if not groups or not (total := (values_n - values_n.mean()).square().sum()) > 0:
         return 0.0
-    names = sorted(set(groups))
-    place_n = torch.tensor([names.index(group) for group in groups])
-    between = torch.stack(
-        [
-            (values_n[place_n == place].mean() - values_n.mean()) ** 2 * (place_n == place).sum()
-            for place in range(len(names))
-        ]
-    )
+    members = [torch.tensor([group == name for group in groups]) for name in sorted(set(groups))]
+    between = torch.stack([(values_n[rows_n].mean() - values_n.mean()) ** 2 * rows_n.sum() for rows_n in members])
     return (between.sum() / total).item()
 
 

@@ -2,28 +2,29 @@
 
 At every step the generator writes a group of rubrics for each of some documents, the teacher writes pairs from them,
 the target scores the pairs by influence, and TRL's GRPOTrainer takes a step. Every rubric, pair and score is kept in
-`trajectories.jsonl`. A run that is interrupted goes on from its last checkpoint, with the same result.
+`trajectories.jsonl`. An interrupted run goes on from its last checkpoint, with the same result.
 
 Processes that accelerate starts (rubric-influence launch) share every step: each generates its part of the rubrics,
-asks its teacher and scores its part of the pairs; the main process rewards and logs the whole.
+asks its teacher and scores its part of the pairs. The main process rewards and logs the whole step.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.config import Config
 from rubric_influence.core.records import Document
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.core.seeds import seed_rollout
 from rubric_influence.engines.base import Engine, Sampling
 from rubric_influence.engines.transformers_engine import TransformersEngine
-from rubric_influence.models.chat import TEMPLATE_OPTIONS
+from rubric_influence.models.chat import TEMPLATE_OPTIONS, Conversation, encode_prompts
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.models.processes import broadcast, finish, open_state, share_batch
 from rubric_influence.models.progress import show_progress
@@ -34,22 +35,23 @@ from rubric_influence.synthesis.prompts import ask_rubric
 from rubric_influence.training.fine_tuning import build_lora, find_whole_checkpoint, share_arguments
 
 
-def rollout_constrained(config: Config, seed: int) -> Callable[[list, GRPOTrainer], dict]:
+def rollout_constrained(
+    config: Config, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Callable[[list[Conversation], GRPOTrainer], dict]:
     """A TRL rollout function that samples rubrics under the JSON schema, for models too small to keep to it alone."""
+    most, temperature = config.synthesis.max_rubric_tokens, config.rl.temperature
 
-    def rollout(prompts: list, trainer: GRPOTrainer) -> dict:
-        tokenizer = trainer.processing_class
+    def rollout(prompts: list[Conversation], trainer: GRPOTrainer) -> dict:
         model = trainer.accelerator.unwrap_model(trainer.model)
         engine = TransformersEngine(model, tokenizer, "rubric generator", batch_size=len(prompts))
         drawn = seed_rollout(seed, trainer.state.global_step, open_state().process_index)
-        most = config.synthesis.max_rubric_tokens
-        sampling = Sampling(drawn, most, temperature=config.rl.temperature, schema=RubricOutput)
-        completions = engine.generate(prompts, sampling)
-        asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **TEMPLATE_OPTIONS)
-        written = [
-            tokenizer(c.text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for c in completions
-        ]
-        return {"prompt_ids": asked["input_ids"], "completion_ids": written, "logprobs": None}
+        completions = engine.generate(prompts, Sampling(drawn, most, temperature, schema=RubricOutput))
+        written = tokenizer([completion.text for completion in completions], add_special_tokens=False)["input_ids"]
+        return {
+            "prompt_ids": encode_prompts(tokenizer, prompts),
+            "completion_ids": [[*ids, tokenizer.eos_token_id] for ids in written],
+            "logprobs": None,
+        }
 
     return rollout
 
@@ -62,7 +64,6 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
     settings = config.rl
     batch = settings.documents_per_step * settings.group_size
     at_once, accumulated = share_batch(batch, settings.micro_batch, "documents_per_step * group_size")
-    vllm = {} if settings.vllm == "off" else {"use_vllm": True, "vllm_mode": settings.vllm}
     return GRPOConfig(
         output_dir=folder,
         max_steps=settings.steps,
@@ -83,16 +84,10 @@ def build_arguments(config: Config, seed: int, folder: str) -> GRPOConfig:
         save_steps=settings.save_every,
         save_total_limit=1,
         vllm_server_host="127.0.0.1",  # TRL's own default listens to every network
-        **vllm,
+        use_vllm=settings.vllm != "off",
+        vllm_mode="server" if settings.vllm == "server" else "colocate",
         **share_arguments(seed),
     )
-
-
-def load_best(spec: ModelSpec, checkpoint: str) -> torch.nn.Module:
-    """The generator, or the generator with its adapter, that the trainer wrote to a checkpoint."""
-    if (Path(checkpoint) / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(load_model(spec), checkpoint)
-    return load_model(spec.model_copy(update={"path": checkpoint, "revision": None}))
 
 
 def train_rubric_generator(
@@ -100,12 +95,11 @@ def train_rubric_generator(
 ) -> list[dict]:
     """Optimise the rubric generator; returns TRL's log, one row a step.
 
-    The generator is the last, or the best by dev questions (rl.checkpoint); a run whose guard diverges ends early
-    (rubric_influence.rl.guards), and the log says so. place.out receives it (with rl.lora, merged) with its tokenizer,
-    and `trajectories.jsonl` (rubric_influence.rl.trajectories).
+    place.out receives the generator that is kept, the last or the best by dev questions (rl.checkpoint), with rl.lora
+    merged; its tokenizer; and `trajectories.jsonl` (rubric_influence.rl.trajectories). A run whose guard diverges ends
+    early (rubric_influence.rl.guards), and the log says so.
     Raises ValueError if the processes cannot share a step.
     """
-
     return finish(lambda work: train_in(work, config, documents, teacher, score, seed), "generator", place)
 
 
@@ -118,8 +112,10 @@ def train_in(
     tokenizer = load_tokenizer(spec)
     work.mkdir(parents=True, exist_ok=True)
     reward = RubricReward(config, documents, teacher, score, seed, work / "trajectories.jsonl")
-    last = find_whole_checkpoint(arguments.output_dir)
+    last = find_whole_checkpoint(work / "trainer")
     reward.rewind(int(last.rpartition("-")[2]) if last else 0)
+    # TRL's type says that prompts are texts; they are conversations, as the data set has them.
+    rollout: Any = rollout_constrained(config, tokenizer, seed) if config.synthesis.constrained else None
     rows = [{"prompt": ask_rubric(config.prompts, document.text), "document_id": document.id} for document in documents]
     trainer = GRPOTrainer(
         load_model(spec),
@@ -128,7 +124,7 @@ def train_in(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=build_lora(config.rl.lora) if config.rl.lora else None,
-        rollout_func=rollout_constrained(config, seed) if config.synthesis.constrained else None,
+        rollout_func=rollout,
     )
     if trainer.is_fsdp_enabled and config.rl.lora:
         raise ValueError("rl.lora cannot be merged where FSDP shares the weights; use DDP, or set rl.lora to null")
@@ -137,10 +133,13 @@ def train_in(
     trainer.train(resume_from_checkpoint=last)
     model, weights = trainer.accelerator.unwrap_model(trainer.model), None
     if best := trainer.state.best_model_checkpoint:  # rl.checkpoint is dev
-        trainer.state.log_history.append({"step": trainer.state.best_global_step, "kept": Path(best).name})
-        model = load_best(spec, best)
+        kept: dict = {"step": trainer.state.best_global_step, "kept": Path(best).name}
+        trainer.state.log_history.append(kept)
+        adapted = (Path(best) / "adapter_config.json").is_file()  # else the checkpoint is the whole generator
+        base = load_model(spec if adapted else spec.model_copy(update={"path": best, "revision": None}))
+        model = PeftModel.from_pretrained(base, best) if adapted else base
     elif trainer.is_fsdp_enabled:
-        weights = trainer.accelerator.get_state_dict(trainer.model)  # every process has but a part of them
+        weights = trainer.accelerator.get_state_dict(trainer.model)  # each process has only a part of them
     if open_state().is_main_process:
         if config.rl.lora:
             model = model.merge_and_unload()

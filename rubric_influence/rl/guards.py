@@ -1,11 +1,12 @@
-"""What ends rubric optimisation early, and which of its checkpoints is kept: neither is up to the reward.
+"""What ends rubric optimisation early, and which of its checkpoints is kept. The reward decides neither.
 
-Both look at windows, the steps between two checkpoints: at the influence that their pairs had along the guard's
-questions, which no reward sees, and along dev's.
+Both look at windows, the steps between two checkpoints: at the influence of their pairs along the guard's questions,
+which no reward sees, and along the dev questions.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,14 +14,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rubric_influence.rl.rewards import ServedDirections, measure_unit
 from rubric_influence.rl.scores import Scores
 
-CERTAIN = 3.0  # standard errors by which the guard must have fallen
+CERTAIN = 3.0  # the guard must have fallen by so many standard errors
 
 
 @dataclass(frozen=True)
 class Window:
-    """Influence of a window's valid pairs along all validation questions and along the guard's.
+    """Mean influence of a window's valid pairs along all validation questions and along the guard's questions.
 
-    The means, and their variances: the pairs' variance over their number.
+    The variance of a mean is the variance of the pairs over their number.
     """
 
     validation: float
@@ -30,7 +31,7 @@ class Window:
 
 
 def summarise_window(scores: Scores) -> Window:
-    """The window of pairs with these scores. Raises ValueError for under two."""
+    """The window of pairs with these scores. Raises ValueError for fewer than two."""
     if len(scores) < 2:
         raise ValueError(f"{len(scores)} scores; a variance needs two")
     ends_n2 = torch.stack([scores.whole_n, scores.guard_n], dim=1).double()
@@ -41,14 +42,12 @@ def summarise_window(scores: Scores) -> Window:
 def find_divergence(windows: Sequence[Window]) -> str:
     """Why the last window shows a reward that is being gamed; "" where it does not.
 
-    Since some earlier window the guard's mean has fallen by more than CERTAIN standard errors of the difference, and
-    validation's has not fallen: what the reward gained, no other expert question shares. A run that trades influence
-    for coverage loses both.
+    It does where, since some earlier window, the guard's mean has fallen by more than CERTAIN standard errors of the
+    difference while validation's mean has not fallen: no other expert question shares what the reward gained. (A run
+    that trades influence for coverage loses both.)
     """
-    if not windows:
-        return ""
-    last = windows[-1]
     for window in windows[:-1]:
+        last = windows[-1]
         error = (window.guard_variance + last.guard_variance) ** 0.5
         if last.guard < window.guard - CERTAIN * error and last.validation >= window.validation:
             return (
@@ -60,37 +59,38 @@ def find_divergence(windows: Sequence[Window]) -> str:
 
 
 class WatchWindows(TrainerCallback):
-    """Looks at the window that ends with every checkpoint.
+    """Looks at every window as its checkpoint is written.
 
-    It stops a run whose guard diverges, and, where there are dev questions to choose by, marks the checkpoint that ends
-    the window of the highest utility along them as the trainer's best, which it then keeps. `read_scores` gives, for
-    the steps at which windows end, the scores of each window's valid pairs.
+    It stops a run whose guard diverges. Where there are dev questions to choose by, it marks the checkpoint that ends
+    the window of the highest utility along them as the trainer's best, which the trainer then keeps. `read_scores`
+    gives the scores of each window's valid pairs, for the steps at which windows end.
     """
 
     def __init__(self, read_scores: Callable[[Sequence[int]], list[Scores]], dev_served: ServedDirections | None):
         self.read_scores, self.dev_served = read_scores, dev_served
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if not control.should_save:
             return control
-        ends = [*range(args.save_steps, state.global_step, int(args.save_steps)), state.global_step]
+        ends = [*range(int(args.save_steps), state.global_step, int(args.save_steps)), state.global_step]
         scores = self.read_scores(ends)
         if self.dev_served and len(scores[-1]):
             utility = measure_dev(scores[-1], next(found for found in scores if len(found)), self.dev_served)
             if state.best_metric is None or utility > state.best_metric:
                 state.best_metric, state.best_global_step = utility, state.global_step
         if reason := find_divergence([summarise_window(found) for found in scores if len(found) > 1]):
-            state.log_history.append({"step": state.global_step, "stopped": reason})
+            ended: dict = {"step": state.global_step, "stopped": reason}
+            state.log_history.append(ended)
             control.should_training_stop = True
         return control
 
 
 def measure_dev(scores: Scores, first: Scores, dev_served: ServedDirections) -> float:
-    """The set-level utility of these pairs along the dev directions.
+    """The set-level utility of these pairs along the dev directions, in nats.
 
-    In the unit that the first window's pairs give, so that windows can be compared.
+    Its unit of quality is the first window's, so that windows can be compared.
     """
     start = replace(dev_served, unit_k=measure_unit(first.dev_nj))
     return start.update(scores.dev_nj, torch.ones(len(scores), dtype=torch.bool)).utility

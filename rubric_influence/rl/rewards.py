@@ -1,7 +1,7 @@
 """Rewards of rubrics: pure functions from influence and validity to numbers.
 
 Shapes: n rubrics, each with the influence of its pair along k validation directions (k = 1 for the paper's reward). A
-rubric of several pairs is credited for each, as if it were several, and gets the mean (rl.RubricReward).
+rubric of several pairs is credited for each, as if it were several, and gets the mean (rubric_reward.RubricReward).
 """
 
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ def reward_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, invalid_
 def reward_published(influence_nk: torch.Tensor, valid_n: torch.Tensor) -> torch.Tensor:
     """The reward of OptimSyn's published code, [n], for comparison: (x - min x) / (max x - min x) over the batch.
 
-    x is the influence, the mean over directions, and 0 where invalid: an invalid rubric does better than one of
-    negative influence, and how much a rubric is worth depends on the batch's extremes. 0 for all where x does not vary.
+    x is the mean influence over directions, and 0 for an invalid rubric. So an invalid rubric does better than one of
+    negative influence, and a rubric's worth depends on the batch's extremes. The reward is 0 where x does not vary.
     """
     x_n = reward_influence(influence_nk, valid_n, 0.0)
     spread = x_n.max() - x_n.min()
@@ -32,16 +32,16 @@ def reward_published(influence_nk: torch.Tensor, valid_n: torch.Tensor) -> torch
 
 
 def reward_random(valid_n: torch.Tensor, invalid_penalty: float, seed: int) -> torch.Tensor:
-    """A control, [n]: uniform in [0, 1) for a valid rubric whatever it led to, else minus the penalty.
+    """A control, [n]: uniform in [0, 1) for a valid rubric, whatever its pair, and minus the penalty for others.
 
-    A gain by this reward would be a gain by training as such, and a benchmark that shows one is broken.
+    A gain by this reward would be a gain by training as such: a benchmark that shows one is broken.
     """
     drawn_n = torch.rand(len(valid_n), generator=torch.Generator().manual_seed(seed))
     return torch.where(valid_n, drawn_n, torch.full_like(drawn_n, -invalid_penalty))
 
 
 def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: int) -> torch.Tensor:
-    """A control: the valid rubrics' influence dealt out anew among them, [n, k]."""
+    """A control: the influence of the valid rubrics in a random order among them, [n, k]."""
     rows = valid_n.nonzero().flatten()
     dealt_nk = influence_nk.clone()
     dealt_nk[rows] = influence_nk[rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]]
@@ -52,10 +52,10 @@ def shuffle_influence(influence_nk: torch.Tensor, valid_n: torch.Tensor, seed: i
 class ServedDirections:
     """Which validation directions recent rubrics served, and how well: the state of the set-level reward.
 
-    weight_k: the direction's share of the validation questions; sums to 1.
-    unit_k: the root mean square of influence along k in the first batch, before training has changed anything: the unit
-        of quality. None before it.
-    served_k: the mean over recent valid rubrics of their quality where k is the direction that they serve best, else 0;
+    weight_k: the share of the validation questions that direction k stands for; sums to 1.
+    unit_k: the unit of quality, the root mean square of influence along k in the first batch, before training has
+        changed anything. None before that batch.
+    served_k: the mean, over recent valid rubrics, of their quality if k is the direction that they serve best, else 0.
         None before the first batch.
     """
 
@@ -64,15 +64,16 @@ class ServedDirections:
     served_k: torch.Tensor | None = None
 
     def assign(self, influence_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each rubric's quality max(0, max_k IF_k / unit_k), [n], and the direction k it is reached at, [n].
+        """Each rubric's quality max(0, max_k IF_k / unit_k), [n], and the direction k that reaches it, [n].
 
-        A direction along which nothing had any influence can be no rubric's best, unless all are such.
+        A direction along which nothing had influence is no rubric's best, unless that is true of all directions.
         """
+        assert self.unit_k is not None, "the first batch sets the unit"
         quality_n, best_n = (influence_nk / self.unit_k).nan_to_num(0.0, posinf=0.0, neginf=0.0).max(dim=1)
         return quality_n.clamp(min=0), best_n
 
     def update(self, influence_nk: torch.Tensor, valid_n: torch.Tensor) -> "ServedDirections":
-        """The exponential average, half-life one batch, of what the batch's valid rubrics served."""
+        """The state after a batch: an exponential average, of a half-life of one batch, over its valid rubrics."""
         if not valid_n.any():
             return self
         if self.unit_k is None:
@@ -83,17 +84,16 @@ class ServedDirections:
 
     @property
     def scarcity_k(self) -> torch.Tensor:
-        """Fair share over actual share of what was served, at most MAX_SCARCITY; ones if nothing was."""
-        total = self.served_k.sum()
-        if not total > 0:
+        """Fair share over actual share of what was served, at most MAX_SCARCITY; 1 for all if nothing was served."""
+        if self.served_k is None or not (total := self.served_k.sum()) > 0:
             return torch.ones_like(self.weight_k)
         return (self.weight_k * total / self.served_k).nan_to_num(0.0).clamp(max=MAX_SCARCITY)
 
     @property
     def utility(self) -> float:
-        """sum_k weight_k log(served_k), in nats, which the set-level reward climbs; -inf where nothing was served.
+        """sum_k weight_k log(served_k), in nats: what the set-level reward climbs. -inf where nothing was served.
 
-        A direction counts as served to a MAX_SCARCITY-th of its fair share at least, as in the reward.
+        As in the reward, a direction counts as served to at least 1 / MAX_SCARCITY of its fair share.
         """
         if self.served_k is None or not (total := self.served_k.sum()) > 0:
             return float("-inf")
@@ -111,22 +111,23 @@ def reward_set_influence(
 ) -> tuple[torch.Tensor, ServedDirections]:
     """The set-level reward, [n], and the state after this batch.
 
-    R = Valid * quality / mean quality of late * scarcity of the direction served - penalty * (1 - Valid)
+    R = Valid * quality / recent mean quality * scarcity of the direction served - penalty * (1 - Valid)
 
     Up to the bound on scarcity this is the gradient of sum_k weight_k log(served_k), a concave utility of the set: what
-    the set would lose without the rubric (leave-one-out credit), to first order in its share of the batch.
-    Departures from the paper. Diminishing returns: with its reward, training collapses onto the direction that pays
-    most. A rubric counts for the one direction that it serves best: directions share what is common to validation
-    questions, their form above all, and a sum over directions sees that alone, so that the strongest direction's
-    rubrics look good for all. Quality is relative to what the first batch's rubrics do along the same direction, so
-    that one with long gradients weighs no more than others. Influence in any unit gives the same reward, which is 1 on
-    average where all shares are fair.
+    the set would lose without the rubric (leave-one-out credit), to first order in its share of the batch. Influence in
+    any unit gives the same reward, which is 1 on average where all shares are fair.
+
+    Departures from the paper. Returns diminish: with the paper's reward, training collapses onto the direction that
+    pays most. A rubric counts for one direction, the one that it serves best: all directions share what validation
+    questions have in common, above all their form, so in a sum over directions the rubrics of the strongest direction
+    look good for all. Quality is relative to the first batch along the same direction, so a direction with long
+    gradients weighs no more than others.
     """
     served = served.update(influence_nk, valid_n)
     reward_n = torch.full_like(influence_nk[:, 0], -invalid_penalty)
     if served.served_k is None:
         return reward_n, served
-    total = served.served_k.sum()
     quality_n, best_n = served.assign(influence_nk[valid_n])
+    total = served.served_k.sum()
     reward_n[valid_n] = quality_n * served.scarcity_k[best_n] / total if total > 0 else 0.0
     return reward_n, served

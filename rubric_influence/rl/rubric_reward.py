@@ -6,9 +6,10 @@ TRL calls `RubricReward` with every generation batch. Every rubric, pair and sco
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from transformers import TrainerState
 
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.config import Config
@@ -17,15 +18,8 @@ from rubric_influence.core.seeds import seed_step
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Completion, Engine, name_model
 from rubric_influence.models.processes import broadcast, gather_rows, open_state
+from rubric_influence.rl import rewards
 from rubric_influence.rl.diagnostics import describe_batch
-from rubric_influence.rl.rewards import (
-    ServedDirections,
-    reward_influence,
-    reward_published,
-    reward_random,
-    reward_set_influence,
-    shuffle_influence,
-)
 from rubric_influence.rl.scores import Directions, Scores, stack_scores
 from rubric_influence.rl.trajectories import (
     DECIMALS,
@@ -38,6 +32,7 @@ from rubric_influence.rl.trajectories import (
 )
 from rubric_influence.synthesis.writing import PairTask, ask_for_pairs, read_pair, read_rubric, sample_pairs
 
+LogMetric = Callable[[str, float], None]
 SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was served
 
 
@@ -49,8 +44,8 @@ class Score(Protocol):
     """
 
     directions: Directions
-    served: ServedDirections
-    dev_served: ServedDirections | None
+    served: rewards.ServedDirections
+    dev_served: rewards.ServedDirections | None
     expert_questions: ContaminationIndex
 
     def __call__(self, pairs: Sequence[QAPair]) -> Scores: ...
@@ -70,8 +65,9 @@ class RubricReward:
         self.served = score.served if config.rl.reward in SET_LEVEL else None
 
     def __call__(
-        self, completions: list, document_id: list[str], trainer_state, log_metric: Callable[[str, float], None], **_
-    ) -> list[float]:
+        self, completions: list, document_id: list[str], trainer_state: TrainerState, log_metric: LogMetric, **_: Any
+    ) -> list[float | None]:
+        """The rewards of this process's completions. TRL would leave out a row whose reward is None: none is here."""
         step = trainer_state.global_step
         written = [Completion(completion[0]["content"], 0, 0, finished=True) for completion in completions]
         trajectories = [
@@ -81,23 +77,22 @@ class RubricReward:
         self.ask_teacher(trajectories, step)
         self.score_pairs(trajectories)
         everyones = gather_rows(trajectories)
-        rewards = broadcast(self.finish_step(everyones, step, log_metric) if open_state().is_main_process else None)
-        start = open_state().process_index * len(trajectories)
-        return rewards[start : start + len(trajectories)]
+        state = open_state()
+        earned = broadcast(self.finish_step(everyones, step, log_metric) if state.is_main_process else [])
+        start = state.process_index * len(trajectories)
+        return [*earned[start : start + len(trajectories)]]
 
-    def finish_step(
-        self, trajectories: list[Trajectory], step: int, log_metric: Callable[[str, float], None]
-    ) -> list[float]:
+    def finish_step(self, trajectories: list[Trajectory], step: int, log_metric: LogMetric) -> list[float]:
         """The reward of every rubric of a step, of all processes; keeps the trajectories with it."""
         scores, valid_n = self.stack(trajectories)
         # Every pair is credited by itself, as a rubric's pairs may serve different directions.
-        rewards = self.reward(scores, valid_n, step).view(len(trajectories), -1).mean(dim=1).tolist()
-        for trajectory, reward in zip(trajectories, rewards, strict=True):
+        earned = self.reward(scores, valid_n, step).view(len(trajectories), -1).mean(dim=1).tolist()
+        for trajectory, reward in zip(trajectories, earned, strict=True):
             trajectory.reward = reward
         append_trajectories(self.log, trajectories)
         for name, value in describe_batch(trajectories, scores, valid_n).items():
             log_metric(name, value)
-        return rewards
+        return earned
 
     def stack(self, trajectories: Sequence[Trajectory]) -> tuple[Scores, torch.Tensor]:
         return stack_influence(trajectories, self.config.rl.pairs_per_rubric, self.score.directions)
@@ -109,14 +104,14 @@ class RubricReward:
         if self.served is not None:
             influence_nk = scores.rewarded_nk
             if kind == "shuffled":
-                influence_nk = shuffle_influence(influence_nk, valid_n, draw)
-            reward_n, self.served = reward_set_influence(influence_nk, valid_n, self.served, penalty)
+                influence_nk = rewards.shuffle_influence(influence_nk, valid_n, draw)
+            reward_n, self.served = rewards.reward_set_influence(influence_nk, valid_n, self.served, penalty)
             return reward_n
         if kind == "published":
-            return reward_published(scores.whole_n[:, None], valid_n)
+            return rewards.reward_published(scores.whole_n[:, None], valid_n)
         if kind == "random":
-            return reward_random(valid_n, penalty, draw)
-        return reward_influence(scores.whole_n[:, None], valid_n, penalty)
+            return rewards.reward_random(valid_n, penalty, draw)
+        return rewards.reward_influence(scores.whole_n[:, None], valid_n, penalty)
 
     def ask_teacher(self, trajectories: Sequence[Trajectory], step: int) -> None:
         """Put `pairs_per_rubric` pairs into every trajectory whose rubric is valid, and what they cost."""
@@ -126,7 +121,7 @@ class RubricReward:
         conversations = ask_for_pairs(tasks, self.config.prompts)
         completions = self.teacher.generate(conversations, sample_pairs(self.config.synthesis, seed))
         if failures := [completion.failure for completion in completions if completion.failure]:
-            # No fault of the rubric's: a penalty would teach it nothing, and leaving it out would bias its group.
+            # The rubrics are not to blame: a penalty would teach them nothing, to leave them out would bias groups.
             raise RunStopped(
                 f"the teacher {self.teacher.name} left {len(failures)} of {len(completions)} requests of step {step} "
                 f"unanswered ({failures[0]}); run again: what was answered is kept, and training goes on from its last "
@@ -134,7 +129,7 @@ class RubricReward:
             )
         for trajectory, task, completion in zip(asked, tasks, completions, strict=True):
             pair = read_pair(completion, task, self.teacher.name, seed)
-            # Influence is measured on these questions: a pair that repeats one is an answer leaked, not a lesson.
+            # Influence is measured on these questions: a pair that repeats one leaks its answer and teaches nothing.
             leaked = "" if pair.problem else self.score.expert_questions.find(f"{pair.question}\n{pair.answer}")
             if leaked:
                 pair = replace(pair, question="", answer="", problem=leaked, raw=completion.text)
@@ -142,31 +137,31 @@ class RubricReward:
 
     def score_pairs(self, trajectories: Sequence[Trajectory]) -> None:
         """Put the influence along every direction into every valid pair."""
-        valid = [taught for t in trajectories for taught in t.pairs if not taught.pair.problem]
-        if valid:
+        if valid := [taught for t in trajectories for taught in t.pairs if not taught.pair.problem]:
             rows = stack_scores(self.score([taught.pair for taught in valid])).tolist()
             for taught, influence in zip(valid, rows, strict=True):
                 taught.influence = [round(value, DECIMALS) for value in influence]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged from `step` on, and serve again what came before: what a resumed run needs.
+        """Forget what was logged from `step` on, and serve again what came before it, as a resumed run needs.
 
-        The log is the main process's, and only it knows what was served.
+        Only the main process has the log and knows what was served.
         """
         if self.served is not None:
             self.served = self.score.served
         if not (open_state().is_main_process and self.log.exists()):
             return
         kept = cut_trajectories(self.log, step)
-        for number in range(step if self.served is not None else 0):
-            scores, valid_n = self.stack([trajectory for trajectory in kept if trajectory.step == number])
-            self.served = self.served.update(scores.rewarded_nk, valid_n)
+        if self.served is not None:
+            for number in range(step):
+                scores, valid_n = self.stack([trajectory for trajectory in kept if trajectory.step == number])
+                self.served = self.served.update(scores.rewarded_nk, valid_n)
 
     def read_scores(self, ends: Sequence[int]) -> list[Scores]:
         """The scores of all valid pairs of each window of steps; a window lasts to before its end."""
-        windows = None
+        windows = []
         if open_state().is_main_process:
-            logged, windows = read_trajectories(self.log), []
+            logged = read_trajectories(self.log)
             for start, end in zip([0, *ends], ends, strict=False):
                 scores, valid_n = self.stack([trajectory for trajectory in logged if start <= trajectory.step < end])
                 windows.append(scores[valid_n])

@@ -39,11 +39,16 @@ class Scores:
 class Directions:
     """The directions that pairs are scored along, in the order in which they are logged.
 
-    `groups` and `dev` are names of topics or clusters: validation, groups, dev, guard.
+    `groups` and `dev` are names of topics or clusters: validation, groups, dev, guard. Raises ValueError where two
+    directions have one name.
     """
 
     groups: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if taken := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"a topic of the exam is called {taken[0]!r}, like another direction; rename that topic")
 
     @property
     def names(self) -> list[str]:

@@ -11,9 +11,9 @@ from rubric_influence.core.records import Answered, ExamItem
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import Example, encode
-from rubric_influence.influence.grouping import group_items, match_groups
+from rubric_influence.influence.grouping import group_by_embedding, match_groups
 from rubric_influence.influence.moments import load_moments
-from rubric_influence.influence.scorers import combine, open_configured_scorer
+from rubric_influence.influence.scorers import combine, open_scorer
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.models.processes import broadcast
 from rubric_influence.rl.rewards import ServedDirections
@@ -53,10 +53,10 @@ class TargetScorer:
             if place == 0:  # once, so that a direction is of the same items at every checkpoint, in every process
                 groups, dev_groups = broadcast(self.group(model, items[VALIDATION], asked, seed))
                 self.directions = Directions(tuple(sorted(set(groups or []))), tuple(sorted(set(dev_groups))))
-                check_names(self.directions)
             moments = load_moments(checkpoint / "moments.safetensors")
-            gradients = self.measure_directions(model, asked, groups, dev_groups)
-            self.scorers.append(open_configured_scorer(model, gradients, moments, config.influence))
+            vectors = self.measure_directions(model, asked, groups, dev_groups)
+            chosen = config.influence.model_dump(include={"estimator", "momentum", "batch_tokens", "normalise"})
+            self.scorers.append(open_scorer(model=model, directions=vectors, moments=moments, **chosen))
             self.rates.append(moments.learning_rate)
         self.served = ServedDirections(weigh_groups(groups or [VALIDATION] * len(items[VALIDATION])))
         self.dev_served = ServedDirections(weigh_groups(dev_groups)) if dev_groups else None
@@ -65,8 +65,11 @@ class TargetScorer:
         self, model: nn.Module, validation: Sequence[ExamItem], asked: dict[str, list[Example]], seed: int
     ) -> tuple[list[str] | None, list[str]]:
         """The group of every validation item (None: there are none), and of every dev item that a run chooses by."""
-        settings = self.config.influence
-        groups = group_items(model, validation, asked[VALIDATION], settings, seed)
+        settings, groups = self.config.influence, None
+        if settings.directions == "topics":
+            groups = [item.topic or "untitled" for item in validation]
+        elif settings.directions == "clusters":
+            groups = group_by_embedding(model, asked[VALIDATION], settings.clusters, settings.batch_tokens, seed)
         if self.config.rl.checkpoint != "dev":
             return groups, []
         parts = groups or [VALIDATION] * len(validation)
@@ -75,15 +78,12 @@ class TargetScorer:
 
     def measure_directions(
         self, model: nn.Module, asked: dict[str, list[Example]], groups: list[str] | None, dev_groups: list[str]
-    ) -> dict[str, torch.Tensor]:
-        """The gradient of every direction at one checkpoint, in the order of `directions.names`."""
+    ) -> torch.Tensor:
+        """The gradient of every direction at one checkpoint, [names, d], in the order of `directions.names`."""
+        parts = [(VALIDATION, None), (VALIDATION, groups or []), (DEV, dev_groups), (GUARD, None)]  # None: all in one
         limit = self.config.influence.batch_tokens
-        gradients = {VALIDATION: validation_gradients(model, asked[VALIDATION], None, limit)["all"]}
-        if groups:
-            gradients |= validation_gradients(model, asked[VALIDATION], groups, limit)
-        if dev_groups:
-            gradients |= validation_gradients(model, asked[DEV], dev_groups, limit)
-        return gradients | {GUARD: validation_gradients(model, asked[GUARD], None, limit)["all"]}
+        found = [validation_gradients(model, asked[split], named, limit) for split, named in parts if named != []]
+        return torch.stack([vector for gradients in found for vector in gradients.values()])
 
     def encode(self, records: Sequence[Answered]) -> list[Example]:
         template, limit = self.config.prompts.answer, self.config.warmup.max_tokens
@@ -92,10 +92,3 @@ class TargetScorer:
     def __call__(self, pairs: Sequence[Answered]) -> Scores:
         examples = self.encode(pairs)
         return self.directions.split(combine([scorer.score(examples) for scorer in self.scorers], self.rates))
-
-
-def check_names(directions: Directions) -> None:
-    """Raise ValueError where a topic is called as another direction is: one would take the other's place."""
-    names = directions.names
-    if taken := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"a topic of the exam is called {taken[0]!r}, as another direction is; rename that topic")

@@ -28,10 +28,12 @@ class TaughtPair:
 
     def to_row(self) -> dict:
         pair = self.pair
-        raw = {"raw": pair.raw} if pair.problem else {}
-        row = {"question": pair.question, "answer": pair.answer, "problem": pair.problem, **raw}
-        row |= {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
-        return row if self.influence is None else row | {"influence": self.influence}
+        return {
+            **{"question": pair.question, "answer": pair.answer, "problem": pair.problem},
+            **({"raw": pair.raw} if pair.problem else {}),
+            **{"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
+            **({} if self.influence is None else {"influence": self.influence}),
+        }
 
 
 @dataclass
@@ -44,11 +46,10 @@ class Trajectory:
     reward: float = 0.0
 
     def to_row(self) -> dict:
-        text = self.rubric.raw if self.rubric.problem else self.rubric.text
         return {
             "step": self.step,
             "document_id": self.rubric.document_id,
-            "rubric": text,
+            "rubric": self.rubric.raw if self.rubric.problem else self.rubric.text,
             "problem": self.rubric.problem,
             "pairs": [taught.to_row() for taught in self.pairs],
             "reward": self.reward,
@@ -56,22 +57,15 @@ class Trajectory:
 
 
 def read_row(row: dict) -> Trajectory:
-    """The trajectory of a logged line. Who wrote its rubric and pairs, and with which seeds, the log does not say."""
+    """The trajectory of a logged line. The log does not name authors and seeds: they are "" and 0 here."""
     text, problem, document_id = row["rubric"], row["problem"], row["document_id"]
     kept, raw = ("", text) if problem else (text, "")
     rubric = Rubric(kept, document_id, author="", seed=0, slot=0, problem=problem, raw=raw)
-    pairs = [
-        TaughtPair(
-            QAPair(
-                *(found["question"], found["answer"], document_id, rubric.id),
-                *("", 0, slot, found["problem"], found.get("raw", "")),
-            ),
-            found["prompt_tokens"],
-            found["completion_tokens"],
-            found.get("influence"),
-        )
-        for slot, found in enumerate(row["pairs"])
-    ]
+    pairs = []
+    for slot, found in enumerate(row["pairs"]):
+        asked, told = (found["question"], found["answer"]), (found["problem"], found.get("raw", ""))
+        pair = QAPair(*asked, document_id, rubric.id, "", 0, slot, *told)
+        pairs.append(TaughtPair(pair, found["prompt_tokens"], found["completion_tokens"], found.get("influence")))
     return Trajectory(row["step"], rubric, pairs, row["reward"])
 
 

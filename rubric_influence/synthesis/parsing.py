@@ -1,8 +1,8 @@
 """From what a model wrote to a rubric or a question-answer pair, or the reason why it is neither.
 
-Models write one JSON object (`RubricOutput`, `PairOutput`), perhaps after a <think> block, inside a code fence or
-between remarks. Nothing here raises on a model's output, and the time is bounded whatever it wrote. Whether the
-content is right or safe is not judged here.
+A model writes one JSON object (`RubricOutput`, `PairOutput`), perhaps after a <think> block, inside a code fence or
+between remarks. Nothing here raises on a model's output, and the time is bounded whatever it wrote. Nothing here judges
+whether the content is right or safe.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rubric_influence.engines.base import MAX_OUTPUT_CHARACTERS
 
@@ -20,10 +20,10 @@ MAX_QUESTION_CHARACTERS = 4_000
 MAX_ANSWER_CHARACTERS = 16_000
 
 OBJECT_START = re.compile(r'\{\s*"')
-# A letter or digit run, or one character of a script that puts no blanks between words (Japanese, Chinese).
+# A run of letters and digits, or one character of a script that puts no blanks between words (Japanese, Chinese).
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-# What a careless model copies from its instructions, and characters that no text has: a slot such as {question},
-# [answer] or <rubric>; a control token such as <|end|>; controls, lone surrogates and the replacement character.
+# No rubric or pair holds these: a slot or tag copied from the instructions ({question}, [answer], <rubric>), a control
+# token such as <|end|>, control characters, lone surrogates and the replacement character.
 LEFTOVER = re.compile(
     r"\{\{?\s*(?:document|rubric|question|answer)\s*\}|\[(?:document|rubric|question|answer)\]"
     r"|</?(?:document|rubric|question|answer|think)>|<\|\w+\|>|[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffd]",
@@ -33,34 +33,28 @@ LEFTOVER = re.compile(
 Output = TypeVar("Output", bound=BaseModel)
 
 
-class RubricOutput(BaseModel):
+class RubricOutput(BaseModel, extra="forbid", strict=True):
     """What the rubric generator writes: `{"rubric": "..."}`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     rubric: str
 
 
-class PairOutput(BaseModel):
+class PairOutput(BaseModel, extra="forbid", strict=True):
     """What the teacher writes: `{"question": "...", "answer": "..."}`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     question: str
     answer: str
 
 
 class ParsedRubric(NamedTuple):
-    """`problem` says why the rubric cannot be used; "" means valid."""
-
     text: str
-    problem: str
+    problem: str  # why the rubric cannot be used; "" means valid
 
 
 class ParsedPair(NamedTuple):
-    """`problem` says why the pair cannot be used; "" means valid."""
-
     question: str
     answer: str
-    problem: str
+    problem: str  # why the pair cannot be used; "" means valid
 
 
 def parse_rubric(output: str) -> ParsedRubric:
@@ -69,22 +63,22 @@ def parse_rubric(output: str) -> ParsedRubric:
     Problems: no JSON object; wrong keys or types; fewer than two words; too long; a leftover of the instructions.
     """
     try:
-        text = collapse(read_object(output, RubricOutput).rubric)
-    except ValueError as problem:
-        return ParsedRubric("", str(problem))
+        text = " ".join(read_object(output, RubricOutput).rubric.split())
+    except ValueError as error:
+        return ParsedRubric("", str(error))
     return ParsedRubric(text, find_problem("rubric", text, least_words=2, most_characters=MAX_RUBRIC_CHARACTERS))
 
 
 def parse_pair(output: str) -> ParsedPair:
-    """The pair in a model's output, with runs of whitespace made one blank; both "" where there is none.
+    """The pair in a model's output, with runs of whitespace made one blank; both texts "" where there is none.
 
     Problems: as for a rubric (a question has two words at least, an answer one); an answer that repeats the question.
     """
     try:
         pair = read_object(output, PairOutput)
-    except ValueError as problem:
-        return ParsedPair("", "", str(problem))
-    question, answer = collapse(pair.question), collapse(pair.answer)
+    except ValueError as error:
+        return ParsedPair("", "", str(error))
+    question, answer = " ".join(pair.question.split()), " ".join(pair.answer.split())
     problem = (
         find_problem("question", question, least_words=2, most_characters=MAX_QUESTION_CHARACTERS)
         or find_problem("answer", answer, least_words=1, most_characters=MAX_ANSWER_CHARACTERS)
@@ -100,24 +94,18 @@ def read_object(output: str, schema: type[Output]) -> Output:
     if not closed and thought.lstrip().startswith("<think>"):
         raise ValueError("thinking does not end")
     text = rest if closed else text
-    decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings as they are
+    decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings without escaping them
     for start in islice(OBJECT_START.finditer(text), MAX_OBJECTS_TRIED):
         try:
             found, _ = decoder.raw_decode(text, start.start())
-            break
         except (ValueError, RecursionError):
             continue
-    else:
-        raise ValueError("no JSON object")
-    try:
-        return schema.model_validate(found)
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ValueError(f"wrong keys or types: {'; '.join(wrong)[:200]!a}") from None
-
-
-def collapse(text: str) -> str:
-    return " ".join(text.split())
+        try:
+            return schema.model_validate(found)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+            raise ValueError(f"wrong keys or types: {'; '.join(wrong)[:200]!a}") from None
+    raise ValueError("no JSON object")
 
 
 def find_problem(name: str, text: str, least_words: int, most_characters: int) -> str:

@@ -1,7 +1,7 @@
-"""Every pair checked: repeated, the exam's, personal, in the wrong language, too short or long.
+"""Checks of every pair: near-duplicates, exam questions, personal data, language and length.
 
-A check only flags, with its reason; what is removed says the profile (`quality.remove`). Pairs may come in any
-number of batches: memory holds the index of near-duplicates.
+A check only flags a pair, with the reason; the profile says which checks remove it (`quality.remove`). Pairs may come
+in any number of batches: memory holds the index of near-duplicates.
 """
 
 import re
@@ -18,15 +18,15 @@ from rubric_influence.core.records import ExamItem, QAPair
 from rubric_influence.core.text import list_grams, split_words
 from rubric_influence.data.contamination import ContaminationIndex
 
-REMOVED = "removed: "  # how the problem of a pair begins that was valid, and is not kept
+REMOVED = "removed: "  # prefix of the problem of a valid pair that is not kept
 PERMUTATIONS = 128
 SHINGLE = 3  # words
-FEWEST_WORDS = 10  # of a text whose language is told: shorter ones are guesses
-SUREST = 0.95  # the probability from which a language is believed
+FEWEST_WORDS = 10  # the language of a shorter text would be a guess
+SUREST = 0.95  # the least probability at which a language is believed
 Flags = dict[str, str]  # check -> why
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [n, h]
 
-# Forms, not meanings: a name is no pattern. Where a form has check digits they must be right.
+# Personal data are found by their form, so names are not found. Where a form has check digits, they must be right.
 PERSONAL = {
     "e-mail address": re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,4}\b"),
     "telephone number": re.compile(
@@ -54,7 +54,7 @@ def passes_mod97(iban: str) -> bool:
 
 
 def find_personal_data(text: str) -> str:
-    """The kind of personal data whose form the text holds, the first such of `PERSONAL`; "" where there is none."""
+    """The first kind of `PERSONAL` whose form is in the text; "" where there is none."""
     checks = {"payment card number": passes_luhn, "IBAN": passes_mod97}
     for kind, pattern in PERSONAL.items():
         if any(checks.get(kind, bool)(match.group()) for match in pattern.finditer(text)):
@@ -63,7 +63,7 @@ def find_personal_data(text: str) -> str:
 
 
 class LanguageCheck:
-    """Tells texts that are surely in another language than the one expected (ISO 639-1)."""
+    """Finds texts that are surely in another language than the expected one (ISO 639-1)."""
 
     def __init__(self, language: str):
         self.language = language
@@ -72,6 +72,7 @@ class LanguageCheck:
             raise ValueError(f"quality.language is {language!r}, expected one of {sorted(self.identifier.labels)}")
 
     def find(self, text: str) -> str:
+        """The reason to flag the text; "" where its language is right, or too uncertain."""
         if len(split_words(text)) < FEWEST_WORDS:
             return ""
         found, probability = self.identifier.classify(text)
@@ -82,19 +83,19 @@ class NearDuplicates:
     """Texts seen so far, and which of them a new one nearly repeats.
 
     The similarity of two texts is |A & B| / |A | B| (Jaccard) of the sets of their runs of three words. Candidates
-    come from locality-sensitive hashing of MinHash signatures (datasketch), which may miss a few near the threshold;
-    each candidate's similarity is then exact, so that nothing below it is ever found.
+    come from locality-sensitive hashing of MinHash signatures (datasketch), which may miss a few near the threshold.
+    The similarity of each candidate is then computed exactly, so no text below the threshold is found.
     """
 
     def __init__(self, threshold: float):
         self.threshold = threshold
-        # Looser than what is asked for, as candidates cost little and what is missed stays missed.
+        # A lower threshold than the real one: candidates cost little, and what the index misses is never found.
         self.index = MinHashLSH(threshold=0.75 * threshold, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
         self.empty = MinHash(num_perm=PERMUTATIONS, seed=1)
-        self.shingles: dict[str, tuple[int, frozenset[int]]] = {}  # name -> its place in order, its runs of words
+        self.shingles: dict[str, tuple[int, frozenset[int]]] = {}  # name -> its place in order, hashes of its runs
 
     def add(self, name: str, text: str) -> str:
-        """Add a text under a name of its own; returns the earliest name that it nearly repeats (not added then)."""
+        """The earliest name whose text this one nearly repeats; without one, "", and the text is added as `name`."""
         words = split_words(text)
         grams = {" ".join(gram).encode() for gram in list_grams(words, min(SHINGLE, len(words)))}
         signature = self.empty.copy()
@@ -112,8 +113,8 @@ class NearDuplicates:
 class ExamMeanings:
     """Exam questions in an embedding space, and how near to one a text must lie to count as its paraphrase.
 
-    The threshold is the exam's own: the `part` quantile of the cosines between each question and its nearest other.
-    Two questions of one exam are different questions, so what lies nearer than nearly all of these says the same.
+    The threshold comes from the exam: the `part` quantile of the cosines between each question and its nearest other.
+    Two questions of one exam ask different things, so a text that is nearer than nearly all of these asks the same.
     """
 
     def __init__(self, items: Sequence[ExamItem], embed: Embed, part: float):
@@ -126,19 +127,20 @@ class ExamMeanings:
         self.threshold = float(np.quantile(among.max(axis=1), part))
 
     def find(self, texts: Sequence[str]) -> list[str]:
+        """The reason to flag each text, or ""."""
         cosines = np.asarray(self.embed(texts)) @ self.known.T
-        found = []
-        for place, cosine in zip(cosines.argmax(axis=1), cosines.max(axis=1), strict=True):
-            item, near = self.items[place], cosine > self.threshold
-            found.append(f"cosine {cosine:.3f} with {item.split} question {item.id}" if near else "")
-        return found
+        nearest = ((cosine.max(), self.items[cosine.argmax()]) for cosine in cosines)
+        return [
+            f"cosine {cosine:.3f} with {item.split} question {item.id}" if cosine > self.threshold else ""
+            for cosine, item in nearest
+        ]
 
 
 class Screen:
     """All checks of one set of pairs, in the order in which they are given."""
 
     def __init__(self, settings: Quality, exam: Sequence[ExamItem], embed: Embed | None = None):
-        """Without `embed` no meanings are compared. Raises ValueError for a language that is not known."""
+        """Without `embed`, no meanings are compared. Raises ValueError for an unknown language."""
         self.settings = settings
         self.seen = NearDuplicates(settings.near_duplicate)
         self.words = ContaminationIndex(exam, words=settings.exam_words)
@@ -148,9 +150,8 @@ class Screen:
 
     def check(self, pairs: Sequence[QAPair]) -> list[Flags]:
         """The flags of every pair, in order; a pair with a problem has none and is compared with no other."""
-        valid = [pair for pair in pairs if not pair.problem]
-        near = self.meanings.find([pair.question for pair in valid]) if self.meanings and valid else [""] * len(valid)
-        meanings = iter(near)
+        asked = [pair.question for pair in pairs if not pair.problem]
+        meanings = iter(self.meanings.find(asked) if self.meanings and asked else [""] * len(asked))
         return [{} if pair.problem else self.check_one(pair, next(meanings)) for pair in pairs]
 
     def check_one(self, pair: QAPair, meaning: str) -> Flags:
@@ -170,25 +171,15 @@ class Screen:
 
 
 def remove_flagged(pairs: Sequence[QAPair], flags: Sequence[Flags], checks: Sequence[str]) -> list[QAPair]:
-    """The pairs, those with one of these flags marked as removed by the first of `checks` that flags them."""
-    kept = []
-    for pair, found in zip(pairs, flags, strict=True):
-        check = next((check for check in checks if check in found), None)
-        kept.append(replace(pair, problem=f"{REMOVED}{check}: {found[check]}") if check else pair)
-    return kept
+    """The pairs, in order. The `problem` of a removed one names the first of `checks` that flags it, and its reason."""
+    reasons = [[f"{REMOVED}{check}: {found[check]}" for check in checks if check in found] for found in flags]
+    return [replace(pair, problem=why[0]) if why else pair for pair, why in zip(pairs, reasons, strict=True)]
 
 
 def count_flags(pairs: Sequence[QAPair], flags: Sequence[Flags]) -> dict[str, object]:
-    """Of pairs after `remove_flagged`: valid = kept + removed, removed by reason, and flagged by check (kept or not).
-
-    A pair may have several flags, but is removed for one reason only.
-    """
-    removed = Counter(p.problem[len(REMOVED) :].split(":")[0] for p in pairs if p.problem.startswith(REMOVED))
+    """Counts of pairs after `remove_flagged`: valid = kept + removed (by one check each); removed, flagged by check."""
+    removed = Counter(p.problem.removeprefix(REMOVED).split(":")[0] for p in pairs if p.problem.startswith(REMOVED))
     flagged = Counter(check for found in flags for check in found)
     kept = sum(not pair.problem for pair in pairs)
-    return {
-        "valid": kept + removed.total(),
-        "kept": kept,
-        "removed": dict(sorted(removed.items())),
-        "flagged": dict(sorted(flagged.items())),
-    }
+    counts = {"removed": dict(sorted(removed.items())), "flagged": dict(sorted(flagged.items()))}
+    return {"valid": kept + removed.total(), "kept": kept, **counts}

@@ -3,8 +3,8 @@
 `synthesise_corpus` (rubric-influence synthesise) writes OUT/rubrics/00000.parquet, OUT/pairs/00000.parquet and so on,
 OUT/counts.json (records and ledger, the same for the same run) and OUT/effort.json (what it took this time). Memory
 holds one window (synthesis.window documents). After an interruption the same command goes on: it skips finished
-windows and takes the answers of the unfinished one from OUT/answers. A window with failed requests is done again by
-the next run, which asks for these alone.
+windows and takes the answers of the unfinished one from OUT/answers. The next run also does windows with failed
+requests again, and sends these requests alone.
 """
 
 import json
@@ -13,74 +13,66 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
+from rubric_influence.core.checks import check_object, check_text
 from rubric_influence.core.config import Config
-from rubric_influence.core.files import replace_file, write_json
+from rubric_influence.core.files import parse_json, replace_file, write_json
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
 from rubric_influence.data.documents import read_documents
-from rubric_influence.engines.base import Engine
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.open import open_engine
-from rubric_influence.synthesis.writing import (
-    PAIRS,
-    RUBRICS,
-    SynthesisContext,
-    count_records,
-    follow_rubrics,
-    identify,
-    write_pairs,
-    write_rubrics,
-)
+from rubric_influence.synthesis.writing import PAIRS, RUBRICS, SynthesisContext, count_records, identify, write_set
 
 
 def synthesise_corpus(
     documents: Iterable[Document], config: Config, out: str | Path, seed: int, total: int | None = None
-) -> dict:
+) -> dict[str, Any]:
     """budget.final_pairs rubrics and pairs for every document, in shards under `out`.
 
-    Returns what OUT/counts.json holds: documents, counts of rubrics and of pairs, ledger. `total`, if known, gives the
-    progress line its time left. Raises ValueError where `out` was begun with other settings, BudgetReached,
-    EndpointError and OSError as engines and journals do; then everything that was answered is kept.
+    Returns what OUT/counts.json holds: documents, counts of rubrics and of pairs, ledger. `total`, if known, is the
+    number of documents, for the progress bar. Raises ValueError where `out` was begun with other settings;
+    BudgetReached, EndpointError and OSError as engines and journals do, with everything that was answered kept.
     """
     out = Path(out)
     begin_run(out / "run.json", config, seed)
-    settings, models = config.synthesis, config.models
+    settings = config.synthesis
     ledger = Ledger(settings.budget_usd, settings.budget_tokens)
-    engines = {
-        what: open_engine(spec, settings.batch_size, ledger=ledger, what=what)
-        for what, spec in ((RUBRICS, models.rubric_generator), (PAIRS, models.teacher))
-    }
-    done = Journal(out / "windows.jsonl")
-    totals = {"documents": 0, RUBRICS: Counter(), PAIRS: Counter()}
+    generator = open_engine(config.models.rubric_generator, settings.batch_size, ledger=ledger, what=RUBRICS)
+    teacher = open_engine(config.models.teacher, settings.batch_size, ledger=ledger, what=PAIRS)
+    done, rest = Journal(out / "windows.jsonl"), iter(documents)
+    windows = iter(lambda: list(islice(rest, settings.window)), [])
+    found: dict[str, Any] = {"documents": 0, RUBRICS: Counter(), PAIRS: Counter()}
     with tqdm(total=total, desc="synthesis", unit="document") as bar:
-        for number, window in enumerate(split(documents, settings.window)):
-            name = f"{number:05d}"
-            mark = content_id(*(document.id for document in window))
+        for number, window in enumerate(windows):
+            name, mark = f"{number:05d}", content_id(*(document.id for document in window))
             entry = done.values.get(name)
-            if entry is None or entry["documents"] != mark or entry[RUBRICS]["failed"] or entry[PAIRS]["failed"]:
-                before = ledger.report()
-                context = SynthesisContext(
-                    config.prompts, settings, seed, Journal(out / "answers" / f"{name}.jsonl"), ledger
-                )
-                counts = synthesise_window(window, engines, config.budget.final_pairs, context, out, name)
-                entry = {"documents": mark, **counts, "ledger": subtract(ledger.report(), before)}
-                done.add(name, entry)
-            else:
+            if entry and entry["documents"] == mark and not entry[RUBRICS]["failed"] and not entry[PAIRS]["failed"]:
                 ledger.restore(entry["ledger"])
-            totals["documents"] += len(window)
+            else:
+                before, journal = ledger.report(), Journal(out / "answers" / f"{name}.jsonl")
+                context = SynthesisContext(config.prompts, settings, seed, journal, ledger)
+                for engine in (generator, teacher):
+                    if isinstance(engine, EndpointEngine):  # keeps its answers itself, here in the window's journal
+                        engine.journal = journal
+                rubrics, pairs = write_set(generator, teacher, window, config.budget.final_pairs, context)
+                write_shard(out / RUBRICS / f"{name}.parquet", rubrics)
+                write_shard(out / PAIRS / f"{name}.parquet", pairs)
+                entry = {"documents": mark, RUBRICS: count_records(rubrics), PAIRS: count_records(pairs)}
+                done.add(name, entry | {"ledger": subtract(ledger.report(), before)})
+            found["documents"] += len(window)
             for what in (RUBRICS, PAIRS):
-                totals[what].update({key: count for key, count in entry[what].items() if key != "problems"})
+                found[what].update({key: count for key, count in entry[what].items() if key != "problems"})
             bar.update(len(window))
-            shown = {key: totals[PAIRS][key] for key in ("valid", "failed")} | {"tokens": ledger.tokens}
+            shown = {key: found[PAIRS][key] for key in ("valid", "failed")} | {"tokens": ledger.tokens}
             bar.set_postfix(shown | ({"usd": f"{ledger.usd:.2f}"} if ledger.usd else {}))
-    found = {key: dict(value) if isinstance(value, Counter) else value for key, value in totals.items()}
     found["ledger"] = ledger.report()
     write_json(out / "counts.json", found)
     write_json(out / "effort.json", ledger.report_effort())
@@ -88,14 +80,13 @@ def synthesise_corpus(
 
 
 def begin_run(path: Path, config: Config, seed: int) -> None:
-    """Write what shapes the run's records, or check that a run that goes on has the same."""
-    models = config.models
+    """Write the settings that shape the records; where a run goes on, raise ValueError if it was begun with others."""
     shape = {
         "prompts": config.prompts.model_dump(),
         "synthesis": identify(config.synthesis),
-        "window": config.synthesis.window,  # what is in which shard
+        "window": config.synthesis.window,  # decides what is in which shard
         "pairs": config.budget.final_pairs,
-        "models": [fingerprint(models.rubric_generator), fingerprint(models.teacher)],
+        "models": [fingerprint(config.models.rubric_generator), fingerprint(config.models.teacher)],
         "seed": seed,
     }
     if not path.exists():
@@ -105,39 +96,25 @@ def begin_run(path: Path, config: Config, seed: int) -> None:
         raise ValueError(f"{path.parent} was begun with other {', '.join(other)}; set them back or give another folder")
 
 
-def split(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    rest = iter(documents)
-    while window := list(islice(rest, size)):
-        yield window
-
-
-def synthesise_window(
-    window: list[Document],
-    engines: dict[str, Engine],
-    per_document: int,
-    context: SynthesisContext,
-    out: Path,
-    name: str,
-) -> dict[str, dict]:
-    """Write one window's shards; returns its counts."""
-    for engine in engines.values():
-        if isinstance(engine, EndpointEngine):
-            engine.journal = context.journal
-    rubrics = write_rubrics(engines[RUBRICS], window, per_document, context)
-    pairs = write_pairs(engines[PAIRS], follow_rubrics(window, rubrics), context)
-    write_shard(out / RUBRICS / f"{name}.parquet", rubrics)
-    write_shard(out / PAIRS / f"{name}.parquet", pairs)
-    return {RUBRICS: count_records(rubrics), PAIRS: count_records(pairs)}
+def read_run(out: Path) -> dict[str, Any]:
+    """`PairTrace.made_by` of a streamed corpus, with `synthesis` (settings). Raises ValueError where there is none."""
+    try:
+        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        generator, teacher = run["models"]
+        made_by = {"generator": generator, "teacher_model": teacher, "prompts": run["prompts"]}
+        return made_by | {"synthesis": run["synthesis"], "run_seed": run["seed"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{out} holds no run.json of a streamed corpus ({error!r}); give synthesise's --out") from None
 
 
 def write_shard(path: Path, records: Sequence[Rubric | QAPair]) -> None:
-    """Records with their ids, in one step: a shard that is there is whole."""
+    """Write records with their ids, in one step: a shard that is there is whole."""
     with replace_file(path) as partial:
         parquet.write_table(pa.Table.from_pylist([{"id": record.id, **asdict(record)} for record in records]), partial)
 
 
 def subtract(after: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]:
-    """What a ledger's report has more than an earlier one."""
+    """A ledger's report less an earlier one."""
     return {
         name: {key: round(value - before.get(name, {}).get(key, 0), 6) for key, value in row.items()}
         for name, row in after.items()
@@ -145,40 +122,38 @@ def subtract(after: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]
 
 
 def stream_documents(path: Path) -> Iterator[Document]:
-    """The documents of `path`: a .jsonl file (text, title, source) line by line, all else as corpus.read_documents."""
+    """The documents of a .jsonl file (keys text and, if you like, title, source), read line by line, or of other files.
+
+    Texts stay as they are. Raises ValueError for the first line that is no document, with its number and what is wrong.
+    """
     if path.suffix != ".jsonl":
         yield from read_documents(path)
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
-                document = Document(row["text"], row.get("title") or "", row.get("source") or "")
-                if not row["text"].strip():
-                    raise ValueError("its text is empty")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f'{path}, line {number}: not a document {{"text": ...}} ({error!r})') from None
-            yield document
+                text = line.decode("utf-8-sig")
+                if not text.strip():
+                    continue
+                row = check_object(parse_json(text))
+                check_text(row.get("text"), "text")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            yield Document(row["text"], row.get("title") or "", row.get("source") or "")
 
 
-def count_documents(path: Path) -> int | None:
-    if path.suffix != ".jsonl":
-        return None
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
-def synthesise_file(documents: Path, config: Config, out: Path, seed: int) -> dict:
+def synthesise_file(documents: Path, config: Config, out: Path, seed: int) -> dict[str, Any]:
     """`synthesise_corpus` of the documents at a path. Raises ValueError where there are none."""
-    if not documents.exists():
+    total = None
+    if documents.suffix == ".jsonl" and documents.exists():
+        with documents.open("rb") as file:
+            total = sum(1 for line in file if line.strip())
+    if total == 0 or not documents.exists():
         raise ValueError(f"no documents at {documents}")
-    return synthesise_corpus(stream_documents(documents), config, out, seed, count_documents(documents))
+    return synthesise_corpus(stream_documents(documents), config, out, seed, total)
 
 
-def describe_counts(found: dict) -> str:
-    """What `synthesise_corpus` returned, in a line."""
-    pairs = found[PAIRS]
-    return (
-        f"{found['documents']} documents, {pairs['requested']} pairs requested = {pairs['valid']} valid + "
-        f"{pairs['invalid']} invalid + {pairs['failed']} failed"
-    )
+def describe_counts(found: dict[str, Any]) -> str:
+    """One line about what `synthesise_corpus` returned."""
+    outcomes = " + ".join(f"{found[PAIRS][key]} {key}" for key in ("valid", "invalid", "failed"))
+    return f"{found['documents']} documents, {found[PAIRS]['requested']} pairs requested = {outcomes}"

@@ -1,6 +1,6 @@
 """Answers of VLLMEngine, in a process of its own, which vLLM changes in many ways: thread counts, preloaded libraries.
 
-python tests/answer_with_vllm.py TASKS.json ANSWERS.json     each task an engine's spec and options, and calls to it
+python tests/engines/answer_with_vllm.py TASKS.json ANSWERS.json     a task has an engine's spec, options and calls
 """
 
 import json

@@ -30,6 +30,7 @@ def test_room_is_what_the_limits_leave():
     assert ledger.has_room(60, 0.0002) and not ledger.has_room(61) and not ledger.has_room(0, 0.00021)
     assert "0.0008 of synthesis.budget_usd (0.001) and 240 of synthesis.budget_tokens (300)" in str(ledger.refuse())
     assert Ledger().has_room(10**12, 10**9)
+    assert "spent 0 of synthesis.budget_tokens (0)" in str(Ledger(limit_tokens=0).refuse())
 
 
 def test_a_runs_cost_is_summed_over_seeds_by_stage(tmp_path):

@@ -37,7 +37,7 @@ DRAWN = Sampling(seed=3, max_tokens=24)
 SERVE = ["-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "teacher", "--host", "127.0.0.1"]
 SERVE += ["--load-format", "safetensors", "--generation-config", "vllm", "--dtype", "float32"]
 SERVE += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-# What the build for CPUs has to be told (vllm_engine.choose_cpu_options), and a small model's room.
+# What the build for CPUs has to be told (vllm_engine.CPU_OPTIONS), and a small model's room.
 SERVE += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", "512", "--max-num-batched-tokens", "512"]
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 ENVIRONMENT |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": KEY}

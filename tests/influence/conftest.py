@@ -1,5 +1,6 @@
 """Tiny LoRA models of both families after a few real AdamW steps, and examples from the lab's world."""
 
+import json
 import random
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rubric_influence.influence.examples import collate, encode
-from rubric_influence.influence.moments import capture_moments
+from rubric_influence.influence.moments import capture_moments, save_moments
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
 
@@ -61,3 +62,45 @@ def warmed(request, tokenizer):
     model = build_lora_model(tokenizer, request.param)
     optimizer = warm_up(model, draw_examples(tokenizer, 48, seed=1))
     return model, optimizer, capture_moments(model, optimizer, learning_rate=LEARNING_RATE)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_rows(count, seed, prefix):
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        entity = world.draw_entity(FIELD, rng.choice(FIELD.entity_names), rng)
+        choice = world.draw_choice(FIELD, rng)
+        question, answer = world.write_pair(FIELD, entity, choice, rng, FIELD.topics)
+        row = {"id": f"{prefix}-{number}", "question": question, "answer": answer}
+        rows.append(row | {"topic": ("north", "south")[number % 2], "author": "passed over"})
+    return rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def inputs(tokenizer, tmp_path_factory):
+    """A folder with model, checkpoints a and b, validation.jsonl (6 items) and samples.jsonl (20); leave it so."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    build_model(tokenizer, "qwen3", hidden_size=32, layers=2).save_pretrained(folder / "model")
+    model = build_lora_model(tokenizer, "qwen3")
+    for name, rate in (("a", LEARNING_RATE), ("b", LEARNING_RATE / 3)):
+        optimizer = warm_up(model, draw_examples(tokenizer, 48, seed=len(name) + ord(name)))
+        model.save_pretrained(folder / name)
+        save_moments(folder / name / "moments.safetensors", capture_moments(model, optimizer, rate))
+    write_rows(folder / "validation.jsonl", draw_rows(6, 1, "v"))
+    write_rows(folder / "samples.jsonl", draw_rows(20, 2, "s"))
+    return folder

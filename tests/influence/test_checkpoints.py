@@ -31,7 +31,7 @@ DISTRIBUTED = """
 import sys, torch
 from transformers import Adafactor, Trainer, TrainingArguments
 from rubric_influence.influence.moments import capture_moments, save_moments
-from rubric_influence.lab.models import build_model, build_tokenizer
+from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.lab.world import load_field
 
 field, folder = sys.argv[1:]

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import random
 import shutil
 import struct
 import subprocess
@@ -15,11 +14,12 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import PartialState
-from conftest import FIELD, LEARNING_RATE, build_lora_model, draw_examples, warm_up
+from conftest import LEARNING_RATE, build_lora_model, draw_examples, draw_rows, warm_up, write_rows
 from peft import PeftModel
 from pyarrow import parquet
 
 from rubric_influence.cli.main import main
+from rubric_influence.core.config import ModelSpec
 from rubric_influence.influence import score_corpus as corpus
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import encode
@@ -28,58 +28,18 @@ from rubric_influence.influence.moments import capture_moments, load_moments, sa
 from rubric_influence.influence.samples import Sample, encode_sample, read_samples
 from rubric_influence.influence.score_corpus import score_corpus
 from rubric_influence.influence.scorers import combine, open_scorer
-from rubric_influence.lab import world
-from rubric_influence.lab.networks import build_model
+from rubric_influence.models.loading import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH_TOKENS = 64  # one or two samples a batch
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums depend on how many threads share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(corpus, "BATCHES_PER_PART", 2)
-
-
-def draw_rows(count, seed, prefix):
-    rng = random.Random(seed)
-    rows = []
-    for number in range(count):
-        entity = world.draw_entity(FIELD, rng.choice(FIELD.entity_names), rng)
-        choice = world.draw_choice(FIELD, rng)
-        question, answer = world.write_pair(FIELD, entity, choice, rng, FIELD.topics)
-        row = {"id": f"{prefix}-{number}", "question": question, "answer": answer}
-        rows.append(row | {"topic": ("north", "south")[number % 2], "author": "passed over"})
-    return rows
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def inputs(tokenizer, tmp_path_factory):
-    """A folder with model, checkpoints a and b, validation.jsonl (6 items) and samples.jsonl (20)."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tokenizer.save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    build_model(tokenizer, "qwen3", hidden_size=32, layers=2).save_pretrained(folder / "model")
-    model = build_lora_model(tokenizer, "qwen3")
-    for name, rate in (("a", LEARNING_RATE), ("b", LEARNING_RATE / 3)):
-        optimizer = warm_up(model, draw_examples(tokenizer, 48, seed=len(name) + ord(name)))
-        model.save_pretrained(folder / name)
-        save_moments(folder / name / "moments.safetensors", capture_moments(model, optimizer, rate))
-    write_rows(folder / "validation.jsonl", draw_rows(6, 1, "v"))
-    write_rows(folder / "samples.jsonl", draw_rows(20, 2, "s"))
-    return folder
 
 
 def arrange(inputs, out, *options, checkpoints=("a", "b"), **files):
@@ -96,7 +56,7 @@ def load(inputs, name):
 
 
 def build_base(inputs):
-    return corpus.load_model(corpus.ModelSpec(path=str(inputs / "model"), dtype="float32"))
+    return load_model(ModelSpec(path=str(inputs / "model"), dtype="float32"))
 
 
 def score_directly(inputs, tokenizer, groups=None, checkpoints=("a", "b"), **options):

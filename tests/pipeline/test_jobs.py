@@ -1,12 +1,13 @@
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rubric_influence.core.config import Machine
-from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.pipeline.jobs import run_jobs, run_seeds
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,16 @@ def test_results_are_the_same_numbers_on_any_number_of_workers():
     jobs = [(seed,) for seed in range(4)]
     alone = run_jobs(add_up, jobs, Machine(workers=1, threads=1))
     assert run_jobs(add_up, jobs, Machine(workers=2, threads=1)) == alone
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_seed_has_its_result_in_the_profiles_order(workers):
+    config = SimpleNamespace(seeds=[3, 0], machine=Machine(workers=workers, threads=1))
+    assert list(run_seeds(name_workers, config).items()) == [(3, (workers, 3)), (0, (workers, 0))]
+
+
+def name_workers(config, seed):
+    return config.machine.workers, seed
 
 
 @pytest.mark.parametrize("workers", [1, 2])

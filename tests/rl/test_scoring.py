@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.influence.variants import cluster_directions
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.checks.reference import reference_gradient, reference_scores
-from rubric_influence.influence.directions import cluster_directions, cluster_embeddings
+from rubric_influence.influence.directions import cluster_embeddings
 from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.examples import encode
 from rubric_influence.influence.gradients import example_gradients
@@ -238,5 +239,5 @@ def test_questions_that_influence_is_measured_on_are_found_in_other_pairs(config
 
 def test_a_topic_with_the_name_of_another_direction_is_refused(config, exam, warmup):
     renamed = [replace(item, topic="guard") if item.split == "validation" else item for item in exam]
-    with pytest.raises(ValueError, match="a topic of the exam is called 'guard', as another direction is"):
+    with pytest.raises(ValueError, match="a topic of the exam is called 'guard', like another direction"):
         TargetScorer(with_directions(config, "topics"), warmup, renamed, seed=0)

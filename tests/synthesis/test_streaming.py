@@ -17,7 +17,7 @@ from pyarrow import parquet
 from rubric_influence.core.profiles import load_config, merge
 from rubric_influence.core.records import Document
 from rubric_influence.engines.ledger import BudgetReached
-from rubric_influence.synthesis.streaming import stream_documents, synthesise_corpus
+from rubric_influence.synthesis.streaming import stream_documents, synthesise_corpus, synthesise_file
 from rubric_influence.synthesis.trace import find_in_shards
 
 ROOT = Path(__file__).parents[2]
@@ -140,13 +140,38 @@ def test_other_settings_are_refused_in_a_folder_that_was_begun(configure, tmp_pa
             synthesise_corpus(DOCUMENTS[:2], configure(server, temperature=0.5), tmp_path / "out", 1)
 
 
-def test_documents_are_read_line_by_line_and_a_wrong_one_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"title": "none"}', "text is None, expected non-empty text"),
+        (b'{"text": " "}', "text is ' ', expected non-empty text"),
+        (b'{"text": "\\ud800"}', "text holds half a surrogate pair"),
+        (b'["a drug"]', "expected a JSON object"),
+        (b'{"text": "a drug"', "not JSON"),
+        (b'{"text": "a dr\xfcg"}', "can't decode byte 0xfc"),
+    ],
+)
+def test_documents_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path, line, problem):
     path = tmp_path / "documents.jsonl"
-    path.write_text('{"text": "a drug", "title": "t"}\n{"title": "none"}\n')
+    path.write_bytes(b'{"text": "a drug", "title": "t"}\n' + line + b"\n")
     found = stream_documents(path)
     assert next(found) == Document("a drug", "t")
-    with pytest.raises(ValueError, match="line 2: not a document"):
+    with pytest.raises(ValueError, match=f"documents.jsonl, line 2: .*{problem}"):
         next(found)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_accepted_and_texts_stay_as_they_are(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": " a drug\\n", "source": "list"}\r\n\n \n{"text": "another", "title": null}')
+    assert list(stream_documents(path)) == [Document(" a drug\n", "", "list"), Document("another")]
+
+
+def test_a_file_without_documents_is_refused_before_the_run_begins(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no documents at .*documents.jsonl"):
+        synthesise_file(path, load_config(ROOT / "params.yaml"), tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
 
 
 def start(folder: Path, url: str, out: Path, **synthesis) -> subprocess.Popen:

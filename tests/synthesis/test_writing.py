@@ -191,15 +191,15 @@ def test_nothing_to_write_asks_nothing(prompts, settings, tmp_path):
     assert engine.seeds == []
 
 
-def test_attempts_have_seeds_of_their_own():
+def test_every_attempt_has_another_seed():
     asked = []
 
-    def request(slots, seed):
-        asked.append((slots, seed))
-        return [Rubric("", "d", "m", seed, slot, problem="bad" if len(asked) < 3 else "") for slot in slots]
+    def request(tasks, seed):
+        asked.append((tasks, seed))
+        return [Rubric("", "d", "m", seed, slot, problem="bad" if len(asked) < 3 else "") for slot in tasks]
 
-    records = ask_until_valid(2, 3, 7, request)
-    assert [slots for slots, _ in asked] == [[0, 1]] * 3
+    records = ask_until_valid([0, 1], 3, 7, request)
+    assert [tasks for tasks, _ in asked] == [[0, 1]] * 3
     assert len({seed for _, seed in asked}) == 3
     assert [(r.slot, r.seed == asked[2][1]) for r in records[:2]] == [(0, True), (1, True)]
     assert count_records(records) == {"requested": 6, "valid": 2, "invalid": 4, "failed": 0, "problems": {"bad": 4}}

@@ -1,6 +1,6 @@
 """How well a prediction for sets of samples agrees with what training on them gained: R^2, Spearman, intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,22 +39,15 @@ def measure_agreement(
             raise ValueError(f"the {name} of set {int(np.argmin(np.isfinite(values)))} are not finite")
         if np.ptp(values) == 0:
             raise ValueError(f"all {name} are {values[0]:g}, so nothing can agree; draw other or smaller sets")
-    found = {}
-    for name, statistic in (("r2", lambda a, b, axis: correlate(a, b, axis) ** 2), ("spearman", rank_correlate)):
-        drawn = bootstrap(
-            (x, y),
-            statistic,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            n_resamples=resamples,
-            rng=np.random.default_rng(seed),
-        )
+
+    def measure(statistic: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> tuple[float, tuple[float, float]]:
+        rng, options = np.random.default_rng(seed), {"paired": True, "vectorized": True, "method": "percentile"}
+        drawn = bootstrap((x, y), statistic, n_resamples=resamples, rng=rng, **options)
         # A resample of one set over and over has no correlation: nan, and as good as never drawn.
         low, high = np.nanpercentile(drawn.bootstrap_distribution, [2.5, 97.5])
-        found[name] = float(statistic(x, y, -1))
-        found[f"{name}_ci95"] = (float(low), float(high))
-    return Agreement(**found, sets=len(x))
+        return float(statistic(x, y, -1)), (float(low), float(high))
+
+    return Agreement(*measure(lambda a, b, axis: correlate(a, b, axis) ** 2), *measure(rank_correlate), sets=len(x))
 
 
 def correlate(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The oracle of influence: a real AdamW step on each sample alone, and what it does to the validation loss.
 
-It is what the score predicts to first order, found without gradients of the validation loss, Gamma or a dot product:
-torch's own optimizer goes on from the captured state. Slow (one validation forward a sample, in fp64), for checking.
+It finds what the score predicts to first order, without gradients of the validation loss, Gamma or a dot product:
+torch's own optimizer goes on from the captured state. It is slow (one validation forward a sample, in fp64).
 """
 
 import copy
@@ -17,6 +17,38 @@ from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
 
 
+class AdamCopy:
+    """A copy of a model, `model`, on which a real AdamW goes on from the checkpoint; the given model is not touched.
+
+    The copy is in eval mode, and only its scored parameters require gradients.
+    Raises ValueError if the moments are not the model's.
+    """
+
+    def __init__(self, model: nn.Module, moments: AdamMoments, dtype: torch.dtype | None = None):
+        self.moments = match_moments(moments, model)
+        self.model = copy.deepcopy(model).to(dtype=dtype).eval()
+        self.parameters = scored_parameters(self.model)
+        self.model.requires_grad_(False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def restart(self, learning_rate: float) -> torch.optim.AdamW:
+        """Put the weights back, and return an AdamW without weight decay whose state is the moments."""
+        betas, eps = self.moments.betas, self.moments.eps
+        optimizer = torch.optim.AdamW(self.parameters.values(), learning_rate, betas, eps, weight_decay=0.0)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.start[name])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(self.moments.step)),
+                "exp_avg": self.moments.exp_avg[name].to(parameter, copy=True),
+                "exp_avg_sq": self.moments.exp_avg_sq[name].to(parameter, copy=True),
+            }
+        optimizer.zero_grad()
+        return optimizer
+
+
 def one_step_gains(
     model: nn.Module,
     examples: Sequence[Example],
@@ -30,12 +62,10 @@ def one_step_gains(
 
         gain(z) = L_V(theta) - L_V(theta - learning_rate * Gamma(z)),    positive: the step helps
 
-    L_V is the mean over the validation examples of their losses, each the mean over its labelled tokens. The step is
-    torch.optim.AdamW's without weight decay, over the scored parameters, its state set to the moments. To first order
-    gain / learning_rate is GradientScorer's score with momentum=True and normalise=False against grad L_V. (Hugging
+    L_V is the mean loss of the validation examples, each the mean over its labelled tokens. The step is AdamW's without
+    weight decay, from the state that the moments are. To first order, gain / learning_rate is GradientScorer's score
+    with momentum=True and normalise=False against grad L_V. Every step is made on a copy of the model in fp64. (Hugging
     Face models compute norms and softmax in fp32 whatever their dtype: gains below about 1e-8 are rounding.)
-
-    All happens on a copy of the model in fp64 and eval mode, put back before every step; `model` is not touched.
 
     Raises ValueError if there are no validation examples, the learning rate is not above 0, the moments are not the
     model's, or a gain is not finite.
@@ -44,27 +74,14 @@ def one_step_gains(
         raise ValueError("there are no validation examples to measure a gain on; give at least one")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate is {learning_rate}; a step needs a finite one above 0")
-    moments = match_moments(moments, model)
-    model = copy.deepcopy(model).double().eval()
-    parameters = scored_parameters(model)
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=learning_rate, betas=moments.betas, eps=moments.eps, weight_decay=0.0
-    )
-    before = mean_loss(model, validation, batch_tokens)
+    stepped = AdamCopy(model, moments, torch.float64)
+    before = mean_loss(stepped.model, validation, batch_tokens)
     gains = torch.zeros(len(examples), dtype=torch.float64)
     for row, example in enumerate(examples):
-        optimizer.zero_grad()
-        example_losses(model, [example]).sum().backward()
-        seed_state(optimizer, parameters, moments)
+        optimizer = stepped.restart(learning_rate)
+        example_losses(stepped.model, [example]).sum().backward()
         optimizer.step()
-        gains[row] = before - mean_loss(model, validation, batch_tokens)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(start[name])
+        gains[row] = before - mean_loss(stepped.model, validation, batch_tokens)
     if bad := (~torch.isfinite(gains)).nonzero().flatten().tolist():
         raise ValueError(
             f"the gain of example {bad[0]} is not finite ({len(bad)} of {len(gains)} are not); look at its text, at "
@@ -73,19 +90,9 @@ def one_step_gains(
     return gains
 
 
-def seed_state(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter], moments: AdamMoments) -> None:
-    """Set an optimizer's state to moments that go by the same names."""
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(moments.step)),
-            "exp_avg": moments.exp_avg[name].to(parameter, copy=True),
-            "exp_avg_sq": moments.exp_avg_sq[name].to(parameter, copy=True),
-        }
-
-
 def example_losses(model: nn.Module, examples: Sequence[Example]) -> torch.Tensor:
     """Each example's mean loss over its labelled tokens, [n], fp64, with all logits and nothing of the fast path."""
-    batch = collate(examples, pad_token_id=0)  # any id: it is masked
+    batch = collate(examples)
     batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch, use_cache=False).logits[:, :-1].double()

@@ -1,8 +1,8 @@
-"""The oracle of the tests: influence one sample at a time by fp64 autograd, slow and obvious.
+"""The reference of the tests: influence one sample at a time by fp64 autograd, slow and obvious.
 
-It shares no arithmetic with the fast path: the loss is the model's own, gradients come from autograd, Gamma is written
-as in the paper. (Hugging Face models compute norms, softmax and loss in fp32 whatever the weights' dtype, so figures
-are good to about 1e-6 and not to fp64's precision.)
+It shares no arithmetic with the fast path: the loss is the model's own, gradients come from autograd, and Gamma is
+written as in the paper. (Hugging Face models compute norms, softmax and loss in fp32 whatever the weights' dtype, so
+scores are good to about 1e-6.)
 """
 
 import copy

@@ -9,19 +9,17 @@ from rubric_influence.data.corpora import Corpus, build_text
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import check_disjoint
 from rubric_influence.lab.building import build_lab
+from rubric_influence.models.chat import render
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.synthesis.prompts import ask_answer
 
 
 def make_corpus(config: Config) -> Corpus:
-    """Read, check and write documents and exam. Raises ValueError for anything that a later stage would trip over."""
-    corpus = build_corpus(config.corpus)
+    """Read, check and write documents and exam. Raises ValueError for what would stop a later stage."""
+    corpus, models, prompts = build_corpus(config.corpus), config.models, config.prompts
     check_disjoint(corpus.exam)
-    for spec, template in (
-        (config.models.rubric_generator, config.prompts.rubric),
-        (config.models.teacher, config.prompts.pair),
-    ):
-        if spec.engine != "openai":  # an endpoint's tokenizer is its own affair
+    for spec, template in ((models.rubric_generator, prompts.rubric), (models.teacher, prompts.pair)):
+        if not spec.endpoint:  # whose tokenizer is not known here
             check_lengths(corpus.documents, load_tokenizer(spec), template, config.synthesis.max_prompt_tokens)
     check_pairs_fit(config)
     write_records(DOCUMENTS, corpus.documents)
@@ -32,9 +30,7 @@ def make_corpus(config: Config) -> Corpus:
 
 def check_pairs_fit(config: Config) -> None:
     """Raise ValueError where the longest pair that the teacher may write would be cut in training or scoring."""
-    opening = load_tokenizer(config.models.target).apply_chat_template(
-        ask_answer(config.prompts, ""), add_generation_prompt=True, return_dict=True
-    )["input_ids"]
+    opening = render(load_tokenizer(config.models.target), ask_answer(config.prompts, ""), add_generation_prompt=True)
     needed = len(opening) + config.synthesis.max_pair_tokens
     for name, limit in (("warmup", config.warmup.max_tokens), ("finetuning", config.finetuning.max_tokens)):
         if limit < needed:

@@ -13,8 +13,6 @@ from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
-BASELINE = "initial"
-
 
 def evaluate_arms(config: Config) -> dict:
     """Accuracy on the test split by arm, with paired bootstrap intervals; also metrics/evaluation.json.
@@ -22,44 +20,41 @@ def evaluate_arms(config: Config) -> dict:
     data/evaluation/answers.parquet says for every arm, seed and item whether the answer was right.
     """
     items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
-    jobs = [(config, arm, seed) for arm in list_arms(config) for seed in config.seeds]
-    rows = run_jobs(evaluate_arm, [(config, UNTUNED, config.seeds[0]), *jobs], config.machine)
-    correct = {UNTUNED: np.stack([rows[0]] * len(config.seeds))}
-    for arm in list_arms(config):
-        correct[arm] = np.stack([row for (_, name, _), row in zip(jobs, rows[1:], strict=True) if name == arm])
-    arms = summarise(correct, BASELINE, config.evaluation.bootstrap, config.seeds[0])
+    arms, seeds = list_arms(config), config.seeds
+    jobs = [(config, items, UNTUNED, seeds[0]), *((config, items, arm, seed) for arm in arms for seed in seeds)]
+    untuned, *tuned = run_jobs(evaluate_arm, jobs, config.machine)
+    by_arm = np.stack(tuned).reshape(len(arms), len(seeds), len(items))
+    correct = {UNTUNED: np.stack([untuned] * len(seeds)), **dict(zip(arms, by_arm, strict=True))}
+    figures = summarise(correct, "initial", config.evaluation.bootstrap, seeds[0])
     results = {
-        "arms": arms,
+        "arms": figures,
         "items": len(items),
-        "seeds": len(config.seeds),
+        "seeds": len(seeds),
         "chance": round(float(np.mean([1 / len(item.options) for item in items])), 4),
         "corpus": config.corpus.kind,
         "target_parameters": load_model(config.models.target).num_parameters(),
     }
     write_json(METRICS / "evaluation.json", results)
+    asked = {"item_id": [item.id for item in items], "topic": [item.topic for item in items]}
+    answers = [
+        pd.DataFrame({"arm": arm, "seed": seed, **asked, "correct": row})
+        for arm, by_seed in correct.items()
+        for seed, row in zip(seeds, by_seed, strict=True)
+    ]
     ANSWERS.parent.mkdir(parents=True, exist_ok=True)
-    tabulate_answers(correct, items, config.seeds).to_parquet(ANSWERS, index=False)
+    pd.concat(answers, ignore_index=True).to_parquet(ANSWERS, index=False)
     PLOTS.mkdir(exist_ok=True)
-    accuracy = pd.DataFrame([{"arm": arm, "accuracy": row["mean"]} for arm, row in arms.items()])
-    accuracy.to_csv(PLOTS / "evaluation.csv", index=False)
+    accuracy = pd.Series({arm: row["mean"] for arm, row in figures.items()}, name="accuracy")
+    accuracy.to_csv(PLOTS / "evaluation.csv", index_label="arm")
     return results
 
 
-def evaluate_arm(config: Config, arm: str, seed: int) -> np.ndarray:
-    """Which test items the target answers rightly after fine-tuning on an arm's pairs, bool [items]."""
-    items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
+def evaluate_arm(config: Config, items: list[ExamItem], arm: str, seed: int) -> np.ndarray:
+    """Which items the target answers rightly after fine-tuning on an arm's pairs, bool [items]."""
     spec = config.models.target
     if arm == UNTUNED:
         model = load_model(spec)
     else:
-        model = load_fine_tuned(spec, list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1])
+        checkpoint = list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1]
+        model = load_fine_tuned(spec, checkpoint)  # type: ignore[assignment]  # a PeftModel does what its model does
     return evaluate(model, load_tokenizer(spec), items, config.prompts, config.evaluation.batch_size)
-
-
-def tabulate_answers(correct: dict[str, np.ndarray], items: list[ExamItem], seeds: list[int]) -> pd.DataFrame:
-    tables = []
-    for arm, array in correct.items():
-        for seed, row in zip(seeds, array, strict=True):
-            ids, topics = [item.id for item in items], [item.topic for item in items]
-            tables.append(pd.DataFrame({"arm": arm, "seed": seed, "item_id": ids, "topic": topics, "correct": row}))
-    return pd.concat(tables, ignore_index=True)

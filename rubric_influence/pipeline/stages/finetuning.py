@@ -4,10 +4,10 @@ import pandas as pd
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.fingerprints import fingerprint
-from rubric_influence.core.paths import FINETUNED, list_arms, seed_folder
+from rubric_influence.core.paths import FINAL, FINETUNED, list_arms, seed_folder
 from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.pipeline.jobs import run_jobs
-from rubric_influence.pipeline.stages.final import read_final_pairs
+from rubric_influence.pipeline.sets import read_pairs
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
@@ -22,9 +22,8 @@ def fine_tune_arms(config: Config) -> pd.DataFrame:
 def fine_tune_arm(config: Config, arm: str, seed: int, keep: bool = False) -> float:
     """The last training loss of one arm and seed; with `keep`, finished work stays in scratch for the stage to come."""
     spec, settings = config.models.target, config.finetuning
-    pairs = read_final_pairs(arm, seed)
+    pairs = read_pairs(FINAL / arm, seed)
     identity = (fingerprint(spec), pairs, config.prompts, config.lora, settings, seed)
     run = TuningRun(spec, config.prompts, config.lora, settings, seed, name=f"{arm}, seed {seed}")
     place = Workplace(seed_folder(FINETUNED / arm, seed), scratch_folder("finetuning", *identity), keep)
-    log = fine_tune(run, pairs, place)
-    return [entry["loss"] for entry in log if "loss" in entry][-1]
+    return [entry["loss"] for entry in fine_tune(run, pairs, place) if "loss" in entry][-1]

@@ -1,11 +1,10 @@
-"""Stage 5: does influence predict what training gains? Found out before reinforcement learning spends on it.
+"""Stage 5: does influence predict what training gains? Measured before reinforcement learning spends on it.
 
-Random sets of initial pairs are trained on, each from the warmed-up target; what held-out (guard) questions gained is
-held against the sets' mean influence. Where the two do not agree, the stage stops the pipeline.
+Random sets of initial pairs are trained on, each from the warmed-up target. The gain of a set is how much lower the
+loss of held-out (guard) questions is then. Where gains do not follow the sets' mean influence, the pipeline stops.
 """
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,11 +21,11 @@ from rubric_influence.core.scratch import scratch_folder
 from rubric_influence.influence.checks.agreement import Agreement, draw_sets, measure_agreement, standardise
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.embeddings import embedding_similarity
-from rubric_influence.influence.examples import Example, encode
+from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.models.loading import load_tokenizer
-from rubric_influence.pipeline.jobs import run_jobs
-from rubric_influence.rl.scores import VALIDATION
+from rubric_influence.pipeline.jobs import run_seeds
+from rubric_influence.rl.scores import GUARD, VALIDATION
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
 PREDICTORS = {"influence": "influence", "similarity": "embedding similarity"}  # columns of the table of sets
@@ -38,8 +37,7 @@ def measure_gate(config: Config) -> pd.DataFrame:
     Written to data/gate/sets.parquet; metrics/gate.json has the agreement and whether it passes (`judge_gate`).
     Raises ValueError if a seed's pool is too small for sets of gate.set_size.
     """
-    table = pd.concat(run_jobs(train_sets, [(config, seed) for seed in config.seeds], config.machine))
-    table = table.reset_index(drop=True)
+    table = pd.concat(run_seeds(train_sets, config).values(), ignore_index=True)
     GATE.mkdir(parents=True, exist_ok=True)
     table.to_parquet(GATE / "sets.parquet", index=False)
     write_json(METRICS / "gate.json", judge_gate(config, table))
@@ -48,53 +46,39 @@ def measure_gate(config: Config) -> pd.DataFrame:
 
 def train_sets(config: Config, seed: int) -> pd.DataFrame:
     """One seed's rows. Sets are drawn from the pairs that the warm-up did not train on, if it left any."""
+    settings, target = config.gate, config.models.target
     scored = pd.read_parquet(f"{seed_folder(INFLUENCE, seed)}.parquet")
-    pool = scored[~scored["in_warmup"]]
-    pool = (scored if pool.empty else pool).reset_index(drop=True)
+    unseen = scored[~scored["in_warmup"]]
+    pool = (scored if unseen.empty else unseen).reset_index(drop=True)
     try:
-        sets = draw_sets(len(pool), config.gate.sets, config.gate.set_size, seed)
+        sets = draw_sets(len(pool), settings.sets, settings.set_size, seed)
     except ValueError as error:
         raise ValueError(
             f"seed {seed}: {error} (gate.set_size; the pool grows with budget.initial_pairs, and warmup.fraction "
             "leaves a part of it out of the warm-up)"
         ) from None
-    checkpoint = list_checkpoints(seed_folder(WARMUP, seed))[-1]
-    model = load_fine_tuned(config.models.target, checkpoint)
-    exam = read_records(EXAM, ExamItem)
-    asked = {
-        split: encode_all(config, [(item.question, item.answer) for item in exam if item.split == split])
-        for split in ("validation", "guard")
-    }
-    pairs = list(zip(pool["question"], pool["answer"], strict=True))
-    examples = encode_all(config, pairs)
-    settings = config.gate
-    recipe = Recipe(settings.epochs, settings.batch_size, settings.learning_rate)
-    batch_tokens = config.influence.batch_tokens
-    similarity = embedding_similarity(model, examples, asked["validation"], batch_tokens).numpy()
-    weights = (fingerprint(config.models.target), hash_weights(checkpoint))
-    asked_of = [(item.question, item.answer) for item in exam if item.split == "guard"]
-    identity = (*weights, pairs, asked_of, config.prompts.answer, config.warmup.max_tokens, repr(recipe), sets.tolist())
-    journal = Journal(scratch_folder("gate", *identity) / "gains.jsonl")
-    retraining = Retraining(
-        model, load_moments(checkpoint / "moments.safetensors"), asked["guard"], recipe, batch_tokens=batch_tokens
+    checkpoint, tokenizer = list_checkpoints(seed_folder(WARMUP, seed))[-1], load_tokenizer(target)
+    template, limit, batch_tokens = config.prompts.answer, config.warmup.max_tokens, config.influence.batch_tokens
+    items, pairs = read_records(EXAM, ExamItem), list(zip(pool["question"], pool["answer"], strict=True))
+    validation, guard = ([(i.question, i.answer) for i in items if i.split == split] for split in (VALIDATION, GUARD))
+    examples, asked, held_out = (
+        [encode(tokenizer, question, answer, template, limit) for question, answer in texts]
+        for texts in (pairs, validation, guard)
     )
+    model = load_fine_tuned(target, checkpoint)
+    similarity = embedding_similarity(model, examples, asked, batch_tokens).numpy()
+    recipe = Recipe(settings.epochs, settings.batch_size, settings.learning_rate)
+    weights = (fingerprint(target), hash_weights(checkpoint))
+    identity = (*weights, pairs, guard, template, limit, repr(recipe), sets.tolist())
+    journal = Journal(scratch_folder("gate", *identity) / "gains.jsonl")
+    moments = load_moments(checkpoint / "moments.safetensors")
+    retraining = Retraining(model, moments, held_out, recipe, batch_tokens=batch_tokens)
     for number, rows in enumerate(tqdm(sets, desc=f"gate, seed {seed}", unit="set", leave=False)):
         if str(number) not in journal:
             journal.add(str(number), retraining.gain([examples[row] for row in rows], seed=number))
-    return pd.DataFrame(
-        {
-            "seed": seed,
-            "set": range(len(sets)),
-            "influence": pool[VALIDATION].to_numpy()[sets].mean(axis=1),
-            "similarity": similarity[sets].mean(axis=1),
-            "gain": [journal[str(number)] for number in range(len(sets))],
-        }
-    )
-
-
-def encode_all(config: Config, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-    tokenizer = load_tokenizer(config.models.target)
-    return [encode(tokenizer, q, a, config.prompts.answer, config.warmup.max_tokens) for q, a in pairs]
+    gains = [journal[str(number)] for number in range(len(sets))]
+    means = {"influence": pool[VALIDATION].to_numpy()[sets].mean(axis=1), "similarity": similarity[sets].mean(axis=1)}
+    return pd.DataFrame({"seed": seed, "set": range(len(sets)), **means, "gain": gains})
 
 
 def agree_over_seeds(table: pd.DataFrame, column: str) -> Agreement:
@@ -103,29 +87,28 @@ def agree_over_seeds(table: pd.DataFrame, column: str) -> Agreement:
     Seeds differ in their targets, whose gains are on no common scale.
     """
     parts = [rows for _, rows in table.groupby("seed")]
-    predicted, gained = (np.concatenate([standardise(rows[name]) for rows in parts]) for name in (column, "gain"))
+    predicted, gained = (
+        np.concatenate([standardise(rows[name].to_numpy()) for rows in parts]).tolist() for name in (column, "gain")
+    )
     return measure_agreement(predicted, gained, seed=0)
 
 
 def judge_gate(config: Config, table: pd.DataFrame) -> dict:
     """The figures of metrics/gate.json: `passed` if the rank correlation's interval lies above gate.threshold."""
-    influence = agree_over_seeds(table, "influence")
-    summary: dict = {
-        "passed": influence.spearman_ci95[0] > config.gate.threshold,
-        "threshold": config.gate.threshold,
-        "sets": influence.sets,
-    }
-    for name, found in (("influence", influence), ("similarity", agree_over_seeds(table, "similarity"))):
-        summary[name] = {
-            "r2": round(found.r2, 4),
-            "r2_ci95": [round(bound, 4) for bound in found.r2_ci95],
-            "spearman": round(found.spearman, 4),
-            "spearman_ci95": [round(bound, 4) for bound in found.spearman_ci95],
+    found = {name: agree_over_seeds(table, name) for name in PREDICTORS}
+    figures = {
+        name: {
+            "r2": round(agreement.r2, 4),
+            "r2_ci95": [round(bound, 4) for bound in agreement.r2_ci95],
+            "spearman": round(agreement.spearman, 4),
+            "spearman_ci95": [round(bound, 4) for bound in agreement.spearman_ci95],
         }
-    summary["mean_gain"] = {
-        f"seed-{seed}": round(float(rows["gain"].mean()), 5) for seed, rows in table.groupby("seed")
+        for name, agreement in found.items()
     }
-    return summary
+    gains = {f"seed-{seed}": round(float(rows["gain"].mean()), 5) for seed, rows in table.groupby("seed")}
+    passed = found["influence"].spearman_ci95[0] > config.gate.threshold
+    judged = {"passed": passed, "threshold": config.gate.threshold, "sets": found["influence"].sets}
+    return {**judged, **figures, "mean_gain": gains}
 
 
 def tabulate_agreement(summary: dict) -> pd.DataFrame:

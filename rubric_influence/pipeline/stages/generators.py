@@ -13,7 +13,7 @@ from rubric_influence.engines.base import Completion, name_model
 from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.open import open_engine
 from rubric_influence.models.processes import open_state
-from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.rl.trajectories import read_trajectories
@@ -28,17 +28,16 @@ LOGGED = (
 
 def optimise_generators(config: Config) -> pd.DataFrame:
     """An optimised rubric generator for every seed, in data/generators. Returns the training log, a row a step."""
-    logs = run_jobs(optimise_generator, [(config, seed) for seed in config.seeds], config.machine)
     rows = [
         {"seed": seed, "step": entry["step"]} | {key: entry[key] for key in LOGGED if key in entry}
-        for seed, log in zip(config.seeds, logs, strict=True)
+        for seed, log in run_seeds(optimise_generator, config).items()
         for entry in log
         if "reward" in entry
     ]
     table = pd.DataFrame(rows)
     PLOTS.mkdir(exist_ok=True)
     table.groupby("step").mean().drop(columns="seed").round(5).to_csv(PLOTS / "generators.csv")
-    phases = summarise_log(table)
+    phases = {f"seed-{seed}": compare_phases(log).round(5).to_dict("index") for seed, log in table.groupby("seed")}
     ledgers = {f"seed-{seed}": account_for(config, seed) for seed in config.seeds}
     write_json(METRICS / "generators.json", {"phases": phases, "ledger": ledgers})
     return table
@@ -46,7 +45,6 @@ def optimise_generators(config: Config) -> pd.DataFrame:
 
 def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[dict]:
     """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
-    documents = read_records(DOCUMENTS, Document)
     settings, state = config.synthesis, open_state()
     if state.num_processes > 1 and config.models.teacher.engine == "vllm":
         raise ValueError(
@@ -55,30 +53,29 @@ def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[di
         )
     usd, tokens, processes = settings.budget_usd, settings.budget_tokens, state.num_processes
     ledger = Ledger(usd and usd / processes, tokens and tokens // processes)  # each has its part of the budget
-    # Of an endpoint; a rerun is not to pay for them again.
-    kept = Journal(answers_path("generators", seed, state.process_index))
+    kept = Journal(answers_path("generators", seed, state.process_index))  # an endpoint is not paid twice for an answer
     teacher = open_engine(config.models.teacher, settings.batch_size, journal=kept, ledger=ledger, what=REWARDS)
     warmup = seed_folder(WARMUP, seed)
     weights = [hash_weights(checkpoint) for checkpoint in list_checkpoints(warmup)]
-    identity = (config, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
+    # A raised budget, or other workers, go on from where training stopped.
+    shaping = config.model_dump(exclude={"machine": {"workers"}, "synthesis": {"budget_usd", "budget_tokens"}})
+    identity = (shaping, fingerprint(config.models.teacher), fingerprint(config.models.rubric_generator), weights, seed)
     scorer = TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed)
     place = Workplace(seed_folder(GENERATORS, seed), scratch_folder("generators", *identity), keep)
-    return train_rubric_generator(config, documents, teacher, scorer, seed, place)
+    return train_rubric_generator(config, read_records(DOCUMENTS, Document), teacher, scorer, seed, place)
 
 
 def account_for(config: Config, seed: int) -> dict[str, dict]:
-    """What the teacher was asked in a seed's RL and what that cost, as a ledger reports it, by the trajectories.
+    """What the teacher was asked for in a seed's RL, and what that cost (Ledger.report), counted from the trajectories.
 
-    The engine's own ledger knows what this process asked for; a run that went on from a checkpoint asked for less.
+    The engine's ledger holds less: only what this process has asked for since the checkpoint that it went on from.
     """
-    spec, ledger = config.models.teacher, Ledger()
-    endpoint, name = spec.endpoint, name_model(spec)
-    prices = (0.0, 0.0)
-    if endpoint:
-        prices = (endpoint.usd_per_million_prompt_tokens, endpoint.usd_per_million_completion_tokens)
+    spec, ledger, prices = config.models.teacher, Ledger(), (0.0, 0.0)
+    if spec.endpoint:
+        prices = (spec.endpoint.usd_per_million_prompt_tokens, spec.endpoint.usd_per_million_completion_tokens)
     for trajectory in read_trajectories(seed_folder(GENERATORS, seed) / "trajectories.jsonl"):
         used = [Completion("", taught.prompt_tokens, taught.completion_tokens, True) for taught in trajectory.pairs]
-        ledger.count(REWARDS, name, used, prices)
+        ledger.count(REWARDS, name_model(spec), used, prices)
     return ledger.report()
 
 
@@ -89,8 +86,3 @@ def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
     phases = {"first fifth": ordered.head(fifth), "last fifth": ordered.tail(fifth)}
     shown = [key for key in LOGGED if key in table]
     return pd.DataFrame({name: rows[shown].mean() for name, rows in phases.items()}).T
-
-
-def summarise_log(table: pd.DataFrame) -> dict:
-    """`compare_phases` for every seed, as metrics."""
-    return {f"seed-{seed}": compare_phases(rows).round(5).to_dict("index") for seed, rows in table.groupby("seed")}

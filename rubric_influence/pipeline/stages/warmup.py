@@ -6,26 +6,20 @@ from collections.abc import Sequence
 import pandas as pd
 
 from rubric_influence.core.config import Config, Warmup
-from rubric_influence.core.files import read_records
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.paths import INITIAL, WARMUP, seed_folder
-from rubric_influence.core.records import QAPair, keep_valid
+from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace, scratch_folder
-from rubric_influence.pipeline.jobs import run_jobs
+from rubric_influence.pipeline.jobs import run_seeds
+from rubric_influence.pipeline.sets import read_pairs
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def warm_up_targets(config: Config) -> pd.DataFrame:
     """A warmed-up adapter with its moments for every seed, in data/warmup. Returns the loss by seed and epoch."""
-    logs = run_jobs(warm_up_target, [(config, seed) for seed in config.seeds], config.machine)
-    return pd.DataFrame(
-        [
-            {"seed": seed, "epoch": entry["epoch"], "loss": entry["loss"]}
-            for seed, log in zip(config.seeds, logs, strict=True)
-            for entry in log
-            if "loss" in entry
-        ]
-    )
+    logs = run_seeds(warm_up_target, config)
+    entries = [(seed, entry) for seed, log in logs.items() for entry in log if "loss" in entry]
+    return pd.DataFrame([{"seed": seed, "epoch": entry["epoch"], "loss": entry["loss"]} for seed, entry in entries])
 
 
 def choose_pairs(pairs: Sequence[QAPair], settings: Warmup, seed: int) -> list[QAPair]:
@@ -36,9 +30,8 @@ def choose_pairs(pairs: Sequence[QAPair], settings: Warmup, seed: int) -> list[Q
 def warm_up_target(config: Config, seed: int, keep: bool = False) -> list[dict]:
     """The training log of one seed; with `keep`, finished work stays in scratch for the stage to come."""
     settings, spec = config.warmup, config.models.target
-    chosen = choose_pairs(keep_valid(read_records(seed_folder(INITIAL, seed) / "pairs.jsonl", QAPair)), settings, seed)
+    chosen = choose_pairs(read_pairs(INITIAL, seed), settings, seed)
     identity = (fingerprint(spec), chosen, config.prompts, config.lora, settings, seed)
-    run = TuningRun(
-        spec, config.prompts, config.lora, settings, seed, settings.checkpoints, name=f"warm-up, seed {seed}"
-    )
+    name = f"warm-up, seed {seed}"
+    run = TuningRun(spec, config.prompts, config.lora, settings, seed, settings.checkpoints, name)
     return fine_tune(run, chosen, Workplace(seed_folder(WARMUP, seed), scratch_folder("warmup", *identity), keep))

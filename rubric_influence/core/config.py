@@ -284,3 +284,7 @@ class Config(Section):
     finetuning: FineTuning
     evaluation: Evaluation
     machine: Machine = Machine()
+
+    def model_post_init(self, context: object) -> None:
+        if repeated := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds {self.seeds} name {repeated} twice, as if one run were two; give each once")

@@ -1,11 +1,34 @@
-"""Words of a text, templates to fill, and control tokens made harmless."""
+"""Words of a text in any script, templates to fill, and control tokens made harmless."""
 
 import re
+
+import regex
+
+# Scripts without blanks between words: each of their characters, with its combining marks, counts as a word.
+UNSPACED = r"[[\u30fc\uff70\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]&&\w]"
+CHARACTER = rf"(?={UNSPACED})\X\p{{M}}*+"
+BARE = regex.compile(rf"{CHARACTER}|[[\p{{L}}\p{{N}}_]--{UNSPACED}]++", regex.V1)  # \w+ and such characters
+# A word as it stands, after its blanks: such a character with the punctuation around it, or all up to the next one.
+OPENING, BLANK = r"[\p{Ps}\p{Pi}]", r"\s\x1c-\x1f"  # str.split's blanks
+AROUND = rf"{OPENING}*+{CHARACTER}(?:(?!{OPENING})[^\w{BLANK}])*+"
+WORD = regex.compile(rf"(?<![{BLANK}])[{BLANK}]*+(?:{AROUND}|[^{BLANK}{UNSPACED}]++)", regex.V1)
+FOREIGN = re.compile("[^\0-\u0e00\u2000-\u2e7f]")  # all that is UNSPACED, and more; much faster to look for
+
+
+def is_spaced(text: str) -> bool:
+    """Whether no character of the text belongs to a script without blanks."""
+    return text.isascii() or not (FOREIGN.search(text) and regex.search(UNSPACED, text, regex.V1))
 
 
 def split_words(text: str) -> list[str]:
     """The text's words in lower case, without punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    text = text.casefold()
+    return re.findall(r"\w+", text) if is_spaced(text) else BARE.findall(text)
+
+
+def count_words(text: str) -> int:
+    """The number of words; punctuation between blanks is a word too."""
+    return len(text.split()) if is_spaced(text) else len(WORD.findall(text))
 
 
 def list_grams(words: list[str], length: int) -> list[tuple[str, ...]]:
@@ -22,8 +45,7 @@ def fill(template: str, **slots: str) -> str:
 
     The texts filled in are disarmed first, so that only the chat template writes control tokens.
     """
-    safe = {name: disarm(text) for name, text in slots.items()}
-    return re.sub(r"\{(\w+)\}", lambda m: safe.get(m.group(1), m.group(0)), template)
+    return re.sub(r"\{(\w+)\}", lambda m: disarm(slots[m[1]]) if m[1] in slots else m[0], template)
 
 
 def disarm(text: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rubric_influence.core.config import TextCorpus
 from rubric_influence.core.records import Document, ExamItem
+from rubric_influence.core.text import count_words
 from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents
 from rubric_influence.data.exams import SPLITS, drop_repeated_questions, read_exam, shuffle_by_seed, split_exam
 
@@ -34,7 +35,7 @@ def build_text(config: TextCorpus) -> Corpus:
 
 def describe(documents: list[Document], exam: list[ExamItem], questions_read: int, repeated: int = 0) -> dict[str, Any]:
     """Counts of a corpus; `repeated` questions of those read were dropped."""
-    words = [len(document.text.split()) for document in documents]
+    words = [count_words(document.text) for document in documents]
     return dict(
         documents=len(documents),
         words=dict(min=min(words), median=statistics.median(words), max=max(words)),

@@ -8,18 +8,24 @@ from functools import partial
 from pathlib import Path
 
 import pypdf
+import regex
 from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.core.checks import check_object, check_text, refuse
 from rubric_influence.core.files import read_json_lines, read_text
 from rubric_influence.core.records import Document
-from rubric_influence.core.text import fill
+from rubric_influence.core.text import WORD, count_words, fill, is_spaced
 from rubric_influence.data.exams import read_articles
 from rubric_influence.models.chat import ask, encode_prompts
 
 SUFFIXES = (".txt", ".md", ".pdf")
 # The end of a paragraph or sentence: the blanks after it, which a cut there drops.
-BORDER = re.compile(r"(\n\s*\n|(?<=[.!?])\s+)")
+BORDER = re.compile(r"((?=\s)(?:\n\s*\n|(?<=[.!?])\s+))")
+# In scripts without blanks it needs no blank after its closing quotes, and a blank may end a phrase.
+UNSPACED_BORDER = regex.compile(
+    r"""(\n\s*\n|(?<=[.!?\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])\s+"""
+    r"""|(?=[^。！？｡\p{Pe}\p{Pf}"'])(?<=[。！？｡][\p{Pe}\p{Pf}"']*+)\s*)"""
+)
 # A chunk ends at a paragraph's end once it holds this part of its share of words, at a sentence's once it holds all.
 PARAGRAPH_SHARE = 0.8
 
@@ -48,21 +54,11 @@ def parse_file(file: Path) -> tuple[str, str]:
         raise ValueError(f"not a readable PDF ({type(error).__name__}: {error})") from None
 
 
-def list_lines(path: Path) -> Rows:
-    for number, row in read_json_lines(path):
-        yield f"{path.name}, line {number}", partial(parse_line, row)
-
-
 def parse_line(row: object) -> tuple[str, object]:
     line = check_object(row)
     if "text" not in line:
         raise ValueError(f"no key 'text'; its keys are {sorted(line)}")
     return str(line.get("title") or line.get("id") or ""), line["text"]
-
-
-def list_abstracts(path: Path) -> Rows:
-    for pmid, article in read_articles(path).items():
-        yield f"{path.name}, article {pmid}", partial(parse_abstract, pmid, article)
 
 
 def parse_abstract(pmid: str, article: object) -> tuple[str, str]:
@@ -73,7 +69,13 @@ def parse_abstract(pmid: str, article: object) -> tuple[str, str]:
     return pmid, "\n\n".join(check_text(context, "a paragraph of CONTEXTS") for context in contexts)
 
 
-READERS = {".jsonl": list_lines, ".json": list_abstracts}
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": lambda path: ((f"{path.name}, line {n}", partial(parse_line, row)) for n, row in read_json_lines(path)),
+    ".json": lambda path: (
+        (f"{path.name}, article {pmid}", partial(parse_abstract, pmid, row))
+        for pmid, row in read_articles(path).items()
+    ),
+}
 
 
 def read_documents(path: str | Path) -> list[Document]:
@@ -112,31 +114,30 @@ def drop_duplicates(documents: Iterable[Document]) -> list[Document]:
     return list(kept.values())
 
 
-def cut_text(text: str, max_words: int) -> Iterator[tuple[str, str]]:
-    """Pairs of blanks and the sentence that they precede; a longer sentence is cut into runs of `max_words` words."""
-    parts = ["", *BORDER.split(text.strip())]
+def cut_text(text: str, max_words: int) -> Iterator[tuple[str, str, int]]:
+    """Blanks, the sentence after them and its words; a sentence of more words is cut into runs of `max_words`."""
+    border, joint, find = (BORDER, " ", str.split) if is_spaced(text) else (UNSPACED_BORDER, "", WORD.findall)
+    parts = ["", *border.split(text.strip())]
     for gap, sentence in zip(parts[::2], parts[1::2], strict=True):
-        words = sentence.split()
-        if len(words) <= max_words:
-            yield gap, sentence
-        else:
-            for i in range(0, len(words), max_words):
-                yield " " if i else gap, " ".join(words[i : i + max_words])
+        words = find(sentence)
+        for i in range(0, len(words) or 1, max_words):
+            run = words[i : i + max_words]
+            yield joint if i else gap, joint.join(run) if len(words) > max_words else sentence, len(run)
 
 
 def chunk_document(document: Document, max_words: int) -> list[Document]:
-    """The document cut into chunks of at most `max_words` words (text between blanks), titled "title (1/3)", ...
+    """The document cut into chunks of at most `max_words` words (see `count_words`), titled "title (1/3)", ...
 
     All words are kept, in order. Cuts fall on the ends of paragraphs or sentences, within a sentence only if it alone
     is too long, and share the words about evenly, since a last chunk of one sentence would make a poor document.
     """
-    left = len(document.text.split())  # words of the open chunk and of those after it
-    if left <= max_words:
+    if count_words(document.text) <= max_words:
         return [document]
+    pieces = list(cut_text(document.text, max_words))
+    left = sum(words for *_, words in pieces)  # of the open chunk and of those after it
     share = left / math.ceil(left / max_words)
     texts, chunk, size = [], "", 0
-    for gap, piece in cut_text(document.text, max_words):
-        words = len(piece.split())
+    for gap, piece, words in pieces:
         enough = size >= share * (PARAGRAPH_SHARE if gap.count("\n") > 1 else 1)
         if size and (size + words > max_words or (enough and left > max_words)):
             texts.append(chunk)
@@ -147,10 +148,7 @@ def chunk_document(document: Document, max_words: int) -> list[Document]:
         size += words
     texts.append(chunk)
     name = document.title or document.source
-    return [
-        replace(document, text=text.strip(), title=f"{name} ({number}/{len(texts)})")
-        for number, text in enumerate(texts, start=1)
-    ]
+    return [replace(document, text=text.strip(), title=f"{name} ({n}/{len(texts)})") for n, text in enumerate(texts, 1)]
 
 
 def check_lengths(

@@ -73,18 +73,18 @@ def parse_medqa(row: object) -> ExamItem:
     options, answer = item.get("options"), item.get("answer")
     if not isinstance(options, dict):
         raise ValueError(f"options is {options!r}, expected an object such as {{'A': ..., 'B': ...}}")
-    letters, texts = list(options), list(options.values())
+    names, texts = [name.strip().casefold() for name in options], list(options.values())
     key = item.get("answer_idx", item.get("answer_index"))
-    if key in letters:
-        index = letters.index(key)
-    elif type(key) is int and 0 <= key < len(letters):
+    if key is not None and names.count(name := str(key).strip().casefold()) == 1:
+        index = names.index(name)
+    elif type(key) is int and 0 <= key < len(names) and not any(map(str.isdecimal, names)):  # a position, not a key
         index = key
     elif key is None and answer in texts:
         index = texts.index(answer)
     else:
-        raise ValueError(f"the right answer is {key!r} ({answer!r}), expected one of the options {letters}")
+        raise ValueError(f"the right answer is {key!r} ({answer!r}), expected one of the options {list(options)}")
     if answer is not None and answer != texts[index]:
-        raise ValueError(f"answer is {answer!r}, but option {letters[index]} is {texts[index]!r}")
+        raise ValueError(f"answer is {answer!r}, but option {list(options)[index]} is {texts[index]!r}")
     return make_item(item.get("question"), texts, index)
 
 

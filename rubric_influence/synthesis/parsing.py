@@ -1,25 +1,31 @@
 """From what a model wrote to a rubric or a question-answer pair, or the reason why it is neither.
 
-A model writes one JSON object (`RubricOutput`, `PairOutput`), perhaps after a <think> block, inside a code fence or
-between remarks. Nothing here raises on a model's output, and the time is bounded whatever it wrote. Nothing here judges
-whether the content is right or safe.
+A model writes one JSON object, perhaps after reasoning and drafts, between remarks, and with LaTeX in it. Nothing here
+raises on a model's output, the time is bounded, and nothing judges whether the content is right or safe.
 """
 
 import json
 import re
-from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rubric_influence.engines.base import MAX_OUTPUT_CHARACTERS
 
-MAX_OBJECTS_TRIED = 32  # places where an object may start; each costs time linear in the output
-MAX_RUBRIC_CHARACTERS = 4_000
-MAX_QUESTION_CHARACTERS = 4_000
+MAX_OBJECTS_TRIED = 32  # places where an object may start, the last ones; each costs time linear in the output
+MAX_RUBRIC_CHARACTERS = MAX_QUESTION_CHARACTERS = 4_000
 MAX_ANSWER_CHARACTERS = 16_000
 
-OBJECT_START = re.compile(r'\{\s*"')
+MARK = re.compile(r'\{\s*"|</?(?i:think|thinking|thought|reasoning)>|\[/?THINK\]|<\|channel\|>(?:analysis|final)')
+# A backslash, with the JSON escape that it begins as group 1. "\nu" may be a line break and "u", or LaTeX. It is LaTeX
+# where all letters that follow are listed here: "u", "ot" (\not) seldom begin a line, nor is "o" (\to) set off by tabs.
+# What often begins one is left out: \nexists, \nless, \ni, and \ne before "." or ")". \b before a letter is LaTeX.
+BACKSLASH = re.compile(
+    r"(\\(?:[\"\\/]|u[0-9a-fA-F]{4}|(?!b[A-Za-z]|(?:fbox|flat|footnote|forall|frac|frown|nabla|natural|ncong|ne(?![.)])|"
+    r"n[ew]arrow|neg|neq|newline|ngeq|nleq|nonumber|not|notag|notin|nsu[bp]seteq|nu|rangle|rbrace|rbrack|rceil|ref|rfloor|"
+    r"rho|right[a-z]*|rm|root|rtimes|r[vV]ert|tag|tanh?|tau|tbinom|text(?:bf|color|degree|it|mu|normal|rm|s[cf]|style|"
+    r"su[bp][a-z]+|tt|up)?|tfrac|therefore|theta|thicksim|tilde|times|tiny|to|top|triangle[a-z]*)(?![A-Za-z]))[bfnrt]))|\\"
+)
 # A run of letters and digits, or one character of a script that puts no blanks between words (Japanese, Chinese).
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 # No rubric or pair holds these: a slot or tag copied from the instructions ({question}, [answer], <rubric>), a control
@@ -88,24 +94,30 @@ def parse_pair(output: str) -> ParsedPair:
 
 
 def read_object(output: str, schema: type[Output]) -> Output:
-    """The first JSON object of the output as `schema`. Raises ValueError with the problem in a few words."""
-    text = output[:MAX_OUTPUT_CHARACTERS]
-    thought, closed, rest = text.partition("</think>")
-    if not closed and thought.lstrip().startswith("<think>"):
-        raise ValueError("thinking does not end")
-    text = rest if closed else text
+    """The last JSON object outside reasoning that fits `schema`. Raises ValueError with the last object's problem."""
+    text = BACKSLASH.sub(lambda match: match[1] or r"\\", output[:MAX_OUTPUT_CHARACTERS])
     decoder = json.JSONDecoder(strict=False)  # models put line breaks into strings without escaping them
-    for start in islice(OBJECT_START.finditer(text), MAX_OBJECTS_TRIED):
-        try:
-            found, _ = decoder.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
-            continue
-        try:
-            return schema.model_validate(found)
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-            raise ValueError(f"wrong keys or types: {'; '.join(wrong)[:200]!a}") from None
-    raise ValueError("no JSON object")
+    tried = [mark.start() for mark in MARK.finditer(text) if mark[0][0] == "{"][-MAX_OBJECTS_TRIED:]
+    fitting, problem, thinking, position = None, "no JSON object", False, 0
+    while mark := MARK.search(text, position):  # an object, or where reasoning begins or ends
+        position = mark.end()
+        if mark[0][0] != "{":
+            ends = "/" in mark[0] or mark[0].endswith("final")
+            if ends and not thinking:  # the chat template has begun the reasoning
+                fitting, problem = None, "no JSON object"
+            thinking = not ends
+        elif not thinking and mark.start() in tried:
+            try:
+                found, position = decoder.raw_decode(text, mark.start())
+                fitting = schema.model_validate(found)
+            except ValidationError as error:
+                wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+                problem = f"wrong keys or types: {'; '.join(wrong)[:200]!a}"
+            except (ValueError, RecursionError):
+                continue
+    if fitting is None:
+        raise ValueError("thinking does not end" if thinking else problem)
+    return fitting
 
 
 def find_problem(name: str, text: str, least_words: int, most_characters: int) -> str:

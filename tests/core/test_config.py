@@ -167,3 +167,8 @@ def test_any_bytes_are_refused_with_a_value_error_that_names_the_file(tmp_path_f
 def test_an_endpoint_has_no_adapter_of_ours():
     with pytest.raises(ValueError, match="vllm serve --lora-modules NAME=FOLDER"):
         ModelSpec(path="m", engine="openai", endpoint={"base_url": "https://x/v1"}, adapter="folder")
+
+
+def test_a_seed_that_is_named_twice_is_refused(profile):
+    with pytest.raises(ValueError, match=r"seeds \[0, 1, 0\] name \[0\] twice"):
+        load_config(profile, {"seeds": [0, 1, 0]})

@@ -39,6 +39,22 @@ def test_an_index_of_no_items_finds_nothing():
     assert ContaminationIndex([]).find(LONG) == ""
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        "患者突发剧烈胸痛并伴有呼吸困难时首选的药物是什么？",
+        "激しい胸の痛みがある患者に最初に投与する薬はどれか。",
+        "ยาใดที่ให้แก่ผู้ป่วยเจ็บหน้าอกรุนแรงเป็นอันดับแรก",
+        "ICU患者的ECG提示ST段抬高时首先应给予什么治疗？",
+        "頭痛は何か",
+    ],
+)
+def test_a_copied_question_is_found_in_scripts_without_blanks(question):
+    asked = ContaminationIndex([item(question)])
+    assert asked.find(f"据报道，{question}以下是答案。").endswith(f"words with test question {item(question).id}")
+    assert asked.find(f"{question[: len(question) // 3]}据报道。") == ""
+
+
 @pytest.mark.parametrize("words, shortest", [(3, 4), (13, 0)])
 def test_impossible_lengths_are_refused(words, shortest):
     with pytest.raises(ValueError, match=f"shortest is {shortest} and words {words}"):

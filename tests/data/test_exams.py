@@ -53,7 +53,15 @@ def test_articles_of_pubmedqas_official_test_come_as_test_items(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"answer_idx": 2}, {"answer_idx": None}], ids=["a letter", "an index", "the answer's text alone"]
+    "changes",
+    [
+        {},
+        {"answer_idx": 2},
+        {"answer_idx": None},
+        {"answer_idx": " c\n"},
+        {"options": {"a": "a", "b": "b", " c": "c", "d": "d"}},
+    ],
+    ids=["a letter", "an index", "the answer's text alone", "a small letter and blanks", "small letters as keys"],
 )
 def test_a_medqa_line_may_give_its_answer_as(tmp_path, changes):
     row = {**MEDQA, **changes}
@@ -61,6 +69,14 @@ def test_a_medqa_line_may_give_its_answer_as(tmp_path, changes):
     assert read_exam(tmp_path / "q.jsonl", "medqa") == [
         ExamItem("Which?", ("a", "b", "c", "d"), 2, "", "", "q.jsonl, line 2")
     ]
+
+
+@pytest.mark.parametrize("key", [2, "2", " 2 "])
+@pytest.mark.parametrize("answer", [{}, {"answer": "b"}])
+def test_a_key_that_is_a_number_is_no_position(tmp_path, key, answer):
+    row = {"question": "Which?", "options": {"1": "a", "2": "b", "3": "c"}, "answer_idx": key, **answer}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    assert read_exam(tmp_path / "q.jsonl", "medqa")[0].answer == "b"
 
 
 def test_medqa_takes_answer_index_for_answer_idx(tmp_path):
@@ -94,6 +110,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path):
         ({"answer_idx": True}, "the right answer is True"),
         ({"answer_idx": None, "answer": "e"}, r"the right answer is None \('e'\)"),
         ({"answer_idx": "A"}, "answer is 'c', but option A is 'a'"),
+        ({"options": {"1": "a", "2": "b"}, "answer_idx": 0, "answer": None}, r"the right answer is 0 \(None\)"),
+        ({"options": {"1": "a", "2": "b"}, "answer_idx": 2, "answer": "a"}, "answer is 'a', but option 2 is 'b'"),
+        ({"options": {"a": "a", "A": "b"}, "answer_idx": "A", "answer": None}, "the right answer is 'A'"),
         ({"options": ["a", "b", "c"]}, r"options is \['a', 'b', 'c'\]"),
         ({"options": {"A": "c", "B": "c "}, "answer_idx": "A"}, r"the options are \['c', 'c'\]"),
         ({"options": {"C": "c"}}, r"the options are \['c'\], expected at least two"),

@@ -127,9 +127,9 @@ def test_a_run_that_stops_goes_on_from_its_checkpoint_to_the_same_bytes(
 ):
     score_pairs = RubricReward.score_pairs
 
-    def stop(self, rows):
-        score_pairs(self, rows)
-        if rows[0]["step"] == step:
+    def stop(self, trajectories):
+        score_pairs(self, trajectories)
+        if trajectories[0].step == step:
             self.log.open("a", encoding="utf-8").write('{"step": 9, "pairs": [{"que')  # a torn line
             raise RuntimeError("the machine stopped")
 

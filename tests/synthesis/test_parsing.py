@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from rubric_influence.lab.pretraining import render_pair, render_rubric
 from rubric_influence.synthesis.parsing import (
+    MAX_OBJECTS_TRIED,
     MAX_OUTPUT_CHARACTERS,
     MAX_QUESTION_CHARACTERS,
     PairOutput,
@@ -16,9 +17,17 @@ from rubric_influence.synthesis.parsing import (
 )
 
 SENTENCES = st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=2).map(" ".join)
+TEXTS = st.text(st.characters(exclude_categories=["Cc", "Cs"]))  # no control characters, no halves of pairs
+COMMANDS = """
+    alpha beta bar binom begin bigl boldsymbol bullet cdot Delta frac forall int left nu nabla ne neq neg not notin ngeq
+    nearrow rho right rightarrow rightleftharpoons rangle rm sum theta tau text textbf textit times to tan tanh tfrac
+    tilde therefore top triangle triangleq upsilon underline underbrace uparrow unit ( ) [ ] { } % , _
+"""
+LATEX = [f"\\{name}" for name in COMMANDS.split()]
 # Text with many beginnings of what the parser looks for.
 HOSTILE = st.lists(
     st.sampled_from(['{"question":', '"', "{", "}", "\\", "\\ud800", "<think>", "</think>", "```", ",", "[", "1e999"])
+    | st.sampled_from(["[THINK]", "[/THINK]", "<|channel|>analysis", "<|channel|>final", "\\nu", "\\text", "\\u12"])
     | st.text(max_size=3)
 ).map("".join)
 
@@ -38,11 +47,21 @@ def test_the_labs_output_is_parsed():
         '<think>Say {"question": "no", "answer": "this"}</think>{"question": "What is it?", "answer": "5 mg"}',
         '{"a": "template that opens thinking itself"} </think>{"question":"What is it?","answer":"5 mg"}',
         'Here you are:\n```json\n{"question": "What is it?", "answer": "5 mg"}\n```\nAnything else?',
-        '{ "question" : "What\n\n is\tit?" , "answer" : " 5 mg\n" } {"question": "a second", "answer": "one"}',
+        '{"question": "a first", "answer": "one"} { "question" : "What\n\n is\tit?" , "answer" : " 5 mg\n" }',
+        '{"question": "...", "answer": "..."}\nFinal answer: {"question": "What is it?", "answer": "5 mg"}',
+        '[THINK]{"question": "a draft", "answer": "one"}[/THINK]{"question": "What is it?", "answer": "5 mg"}',
+        '<thinking>{"question": "a draft", "answer"</thinking> {"question": "What is it?", "answer": "5 mg"} Bye!',
+        '{"question": "What is it?", "answer": "5 mg"} <reasoning>or {"question": "a 2nd", "answer": "1"}</reasoning>',
+        '<|channel|>analysis<|message|>{"question": "a draft", "answer": "one"}<|end|><|start|>assistant'
+        '<|channel|>final<|message|>{"question": "What is it?", "answer": "5 mg"}<|return|>',
+        '{"question": "What is it?", "answer": "5 mg"} {"question": "of wrong form"}',
+        '{"question": "What is it?", "answer": "5 mg"} {"question": "cut',
+        '{"question": "What is it?", "answer": "5 mg"}\n<think>Was that right?',
+        '{"question": "a draft", "answer": "one"}' * MAX_OBJECTS_TRIED + '{"question":"What is it?","answer":"5 mg"}',
         'Let {x} be {"undecided, {"question": "What is it?", "answer": "5 mg"}',
     ],
 )
-def test_the_first_object_outside_thinking_and_fences_is_found(output):
+def test_the_last_object_that_fits_outside_reasoning_is_found(output):
     assert parse_pair(output) == ("What is it?", "5 mg", "")
 
 
@@ -72,6 +91,16 @@ def test_an_unusable_pair_is_named(question, answer, problem):
         ("What is it? 5 mg", "no JSON object"),
         ('{"question": "What is it?", "answer": "cut', "no JSON object"),
         ('<think>{"question": "What is it?", "answer": "5 mg"}', "thinking does not end"),
+        ('[THINK] {"question": "What is it?", "answer": "5 mg"}', "thinking does not end"),
+        ('Well. <think>a</think> <think>{"question": "What is it?", "answer": "5 mg"}', "thinking does not end"),
+        ('<|channel|>analysis<|message|>{"question": "What is it?", "answer": "5 mg"}', "thinking does not end"),
+        ('{"question": "What is it?", "answer": "5 mg"}</think> Done.', "no JSON object"),
+        ('{"question": 5} {"question": "What is it?"}', "wrong keys or types: 'answer: Field required'"),
+        (
+            '{"pair": {"question": "What is it?", "answer": "5 mg"}}',
+            "wrong keys or types: 'question: Field required; "
+            "answer: Field required; pair: Extra inputs are not permitted'",
+        ),
         ('{"question": "What is it?"}', "wrong keys or types: 'answer: Field required'"),
         ('{"question": "What is it?", "answer": 5}', "wrong keys or types: 'answer: Input should be a valid string'"),
         (
@@ -104,10 +133,64 @@ def test_what_is_rendered_is_parsed(question, answer):
     assert parse_rubric(json.dumps({"rubric": answer})) == (answer, "")
 
 
-@given(st.text(), st.text())
-def test_any_two_texts_come_back_with_their_whitespace_collapsed(question, answer):
-    parsed = parse_pair(json.dumps({"question": question, "answer": answer}))
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"About \frac{1}{2} of it, so \theta and \nu", r"About \frac{1}{2} of it, so \theta and \nu"),
+        (r"\\frac{1}{2}", r"\frac{1}{2}"),
+        (r"\alpha, \(x\), \{y\}", r"\alpha, \(x\), \{y\}"),
+        (r"x \ne 5, f: A \to B, \not= and \text{kg}", r"x \ne 5, f: A \to B, \not= and \text{kg}"),
+        (r"\bar{x} and \bfseries", r"\bar{x} and \bfseries"),
+        (r"\\\frac and \\\\nu", r"\\frac and \\nu"),
+        (r"line one\nthen two", "line one then two"),
+        (r"\nThe next\tone\r\nand\n\nnot this\fpage", "The next one and not this page"),
+        (
+            r"see\ne.g. this\ne) that\ni. one\nexists\nless\nin\nor\nunder",
+            "see e.g. this e) that i. one exists less in or under",
+        ),
+        (r"bone\nmarrow\tother\textra\ttext", "bone marrow other extra text"),
+        (r"say \"so\" a\/b caf\u00e9 \\ \u4e2d", 'say "so" a/b café \\ 中'),
+        (r"\unit{5} \u12 \underline{u}", r"\unit{5} \u12 \underline{u}"),
+        ('a {\\"question\\": \\"b c\\", \\"answer\\": \\"d\\"}', 'a {"question": "b c", "answer": "d"}'),
+    ],
+)
+def test_latex_is_kept_as_written_and_escapes_keep_their_meaning(written, read):
+    assert parse_pair('{"question": "What is it?", "answer": "' + written + '"}') == ("What is it?", read, "")
+
+
+@given(st.lists(st.sampled_from(LATEX), min_size=1), st.sampled_from([" ", "{1}", "_2 ", "\\", ", "]))
+def test_latex_survives_raw_and_escaped(commands, between):
+    text = between.join(["so", *commands, "x"])
+    if between != "\\":  # before another backslash, a raw one is an escape
+        assert parse_pair('{"question": "What is it?", "answer": "' + text + '"}').answer == text
+    assert parse_pair(json.dumps({"question": "What is it?", "answer": text})).answer == text
+
+
+TAGS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("", "</think>"),
+]
+REASONING = st.tuples(st.sampled_from(TAGS), st.text() | HOSTILE).map(lambda drawn: drawn[1].join(drawn[0]))
+DRAFT = st.tuples(TEXTS, TEXTS).map(lambda pair: json.dumps({"question": pair[0], "answer": pair[1]}))
+
+
+@given(
+    st.lists(REASONING | DRAFT | st.sampled_from(["Final answer: ", "```json\n", '{"question": "cut'])), TEXTS, TEXTS
+)
+def test_any_two_texts_come_back_whatever_stands_before_them(before, question, answer):
+    parsed = parse_pair("\n".join([*before, json.dumps({"question": question, "answer": answer})]))
     assert parsed[:2] == (" ".join(question.split()), " ".join(answer.split()))
+
+
+@given(TEXTS, TEXTS)
+def test_what_a_text_quotes_is_no_object_or_reasoning(question, answer):
+    quoting = f"<think> [THINK] </think> {json.dumps(dict(question=question, answer=answer))} {{"
+    parsed = parse_pair(json.dumps({"question": quoting, "answer": quoting + answer}, ensure_ascii=False))
+    assert parsed[:2] == (" ".join(quoting.split()), " ".join((quoting + answer).split()))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +204,11 @@ def test_any_two_texts_come_back_with_their_whitespace_collapsed(question, answe
         '{"rubric":' + "9" * MAX_OUTPUT_CHARACTERS,
         "<think>" * MAX_OUTPUT_CHARACTERS,
         '{"rubric": "' + "\\u00e9" * MAX_OUTPUT_CHARACTERS,
+        '{"rubric": "' + "\\" * MAX_OUTPUT_CHARACTERS,
+        '{"rubric": "\\n' + "a" * MAX_OUTPUT_CHARACTERS,
+        '{"rubric": "' + "\\text" * MAX_OUTPUT_CHARACTERS,
+        "<think></think>[THINK]" * MAX_OUTPUT_CHARACTERS,
+        '</think>{"rubric": ' * MAX_OUTPUT_CHARACTERS,
     ],
 )
 def test_pathological_output_is_refused_in_bounded_steps(output):

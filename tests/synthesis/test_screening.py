@@ -88,6 +88,35 @@ def test_another_language_is_found_in_long_texts_only():
         LanguageCheck("xx")
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("肺炎首选什么药？", "首选青霉素。"),
+        ("肺炎の第一選択薬は？", "ペニシリンです。"),
+        ("โรคปอดบวมใช้ยาอะไร", "ใช้เพนิซิลลิน"),
+    ],
+)
+def test_pairs_without_blanks_have_words_and_near_duplicates(question, answer):
+    settings = Quality(shortest=8, near_duplicate=0.6, language=None)
+    pairs = [pair(question, answer), pair(question, answer + "吗", 1), pair("今天天气如何？", "今天是晴天。", 2)]
+    assert [sorted(found) for found in Screen(settings, []).check(pairs)] == [[], ["near_duplicate"], []]
+    assert "length" in Screen(Quality(longest=9, language=None), []).check(pairs)[0]
+
+
+def test_a_near_copy_in_chinese_is_found_at_the_threshold():
+    text = "甲乙丙丁戊己庚辛壬癸"  # 8 runs of three characters; with the last one changed, 7 of 9 are shared
+    for threshold, found in ((0.77, "a"), (0.78, "")):
+        seen = NearDuplicates(threshold)
+        seen.add("a", text)
+        assert seen.add("b", text.replace("癸", "子")) == found
+
+
+def test_the_language_of_ten_characters_is_judged():
+    english = LanguageCheck("en")
+    assert english.find("患者は激しい胸の痛みを訴えた。") == "reads as ja"
+    assert english.find("胸の痛みを訴えた。") == ""  # eight
+
+
 def test_a_paraphrase_lies_nearer_than_exam_questions_to_each_other():
     vectors = {"a": (1.0, 0.0), "b": (0.8, 0.6), "c": (0.0, 1.0), "near a": (0.96, 0.28), "far": (0.6, -0.8)}
     items = [ExamItem(text, ("y", "n"), 0, "test") for text in "abc"]

@@ -8,6 +8,7 @@ results were made with these numbers: a change here makes other rubrics and pair
 ATTEMPT_STRIDE = 1_000_003
 PROCESS_STRIDE = 15_485_863
 FINAL_RUBRICS = 7919
+ROLLOUTS = 500_009  # farther than steps go
 
 
 def seed_attempt(seed: int, attempt: int) -> int:
@@ -32,4 +33,4 @@ def seed_step(seed: int, step: int, process: int = 0) -> int:
 
 def seed_rollout(seed: int, step: int, process: int = 0) -> int:
     """The seed of the rubrics that RL samples under the JSON schema at a step, in one of its processes."""
-    return seed_step(seed, step, process)
+    return seed_step(seed, step, process) + ROLLOUTS

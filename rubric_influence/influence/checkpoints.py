@@ -37,7 +37,7 @@ SETTINGS = {"betas", "eps", "amsgrad"}  # what every group of it has
 Group = dict[str, Any]
 
 
-def list_files(checkpoint: Path) -> list[Path]:
+def list_checkpoint_files(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint that shape scores: its adapter's and, last, the moments. Raises ValueError without."""
     if missing := [name for name in ADAPTER_FILES if not (checkpoint / name).is_file()]:
         raise ValueError(f"no {missing[0]} in {checkpoint}; give a folder with a LoRA adapter as peft saves it")
@@ -53,7 +53,7 @@ def load_checkpoint(
     `learning_rate` goes to `load_trainer_moments`; a moments.safetensors holds its own.
     Raises ValueError if a file is missing, damaged or not this model's.
     """
-    *_, file = list_files(checkpoint)
+    *_, file = list_checkpoint_files(checkpoint)
     base = load_model(spec, device)
     try:
         model = PeftModel.from_pretrained(base, checkpoint, is_trainable=True, torch_device="cpu").eval()
@@ -90,7 +90,7 @@ def load_trainer_moments(checkpoint: str | Path, model: nn.Module, learning_rate
         )
     path = find_optimizer(folder)
     state, groups = read_adam(path)
-    check_adapter(folder, model)
+    refuse_other_adapter(folder, model)
     held: dict[str, dict] = {}
     for group, names in zip(groups, name_groups(path, groups, model), strict=True):
         for key, name in zip(group["params"], names, strict=True):
@@ -180,7 +180,7 @@ def strip_wrappers(name: str) -> str:
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)  # what DDP and torch.compile put before it
 
 
-def check_adapter(folder: Path, model: nn.Module) -> None:
+def refuse_other_adapter(folder: Path, model: nn.Module) -> None:
     """Refuse a PEFT model whose adapter has parameters that the one in the checkpoint has not.
 
     Adapters on q_proj and v_proj and on q_proj and o_proj may have the same number of factors of the same shapes.

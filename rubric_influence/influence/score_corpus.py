@@ -33,7 +33,7 @@ from rubric_influence.core.files import replace_file
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.records import content_id
 from rubric_influence.influence.api import WHOLE, PairScorer, Target, load_target
-from rubric_influence.influence.checkpoints import list_files
+from rubric_influence.influence.checkpoints import list_checkpoint_files
 from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.grouping import group_by_embedding
@@ -196,7 +196,7 @@ def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None
         raise ValueError(f"{out} is a folder; give --out the name of a file")
     if out.is_file() and sharded:
         raise ValueError(f"{request.samples} is a folder and {out} a file; give --out a folder")
-    files = [file for folder in request.checkpoints for file in list_files(folder)]
+    files = [file for folder in request.checkpoints for file in list_checkpoint_files(folder)]
     validation = read_samples(request.validation)
     shards = list_shards(request.samples) if sharded else []
     samples = [] if sharded else read_samples(request.samples)

@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from rubric_influence.lab.world import Field, list_options, read_rubric
+from rubric_influence.lab.world import Field, list_options, read_choice
 
 
 def tabulate_choices(field: Field, rubrics: Sequence[str]) -> pd.Series:
     """The share within its kind of every choice of the field, by (kind, choice), over the rubrics that state one."""
-    choices = [asdict(choice) for text in rubrics if (choice := read_rubric(field, text))]
+    choices = [asdict(choice) for text in rubrics if (choice := read_choice(field, text))]
     shares = {
         (kind, option): sum(choice[kind] == option for choice in choices) / max(len(choices), 1)
         for kind, options in list_options(field).items()

@@ -171,7 +171,7 @@ def list_options(field: Field) -> dict[str, Sequence[str]]:
     return {"topic": topics, "question_type": QUESTION_TYPES, "register": REGISTERS, "style": STYLES}
 
 
-def read_rubric(field: Field, text: str) -> Choice | None:
+def read_choice(field: Field, text: str) -> Choice | None:
     """The choice that a lab rubric states, or None where it states no option, or two, of a kind."""
     chosen = {}
     for kind, options in list_options(field).items():

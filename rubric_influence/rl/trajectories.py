@@ -56,7 +56,7 @@ class Trajectory:
         }
 
 
-def read_row(row: dict) -> Trajectory:
+def read_trajectory(row: dict) -> Trajectory:
     """The trajectory of a logged line. The log does not name authors and seeds: they are "" and 0 here."""
     text, problem, document_id = row["rubric"], row["problem"], row["document_id"]
     kept, raw = ("", text) if problem else (text, "")
@@ -76,7 +76,7 @@ def append_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 def read_trajectories(path: Path) -> list[Trajectory]:
     """All that a log holds, in order; a last line that a kill cut short is left out."""
-    return [read_row(json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1]]
+    return [read_trajectory(json.loads(line)) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def cut_trajectories(path: Path, step: int) -> list[Trajectory]:
@@ -86,7 +86,7 @@ def cut_trajectories(path: Path, step: int) -> list[Trajectory]:
     """
     kept, size = [], 0
     for line in path.read_bytes().split(b"\n")[:-1]:
-        trajectory = read_row(json.loads(line))
+        trajectory = read_trajectory(json.loads(line))
         if trajectory.step >= step:
             break
         kept.append(trajectory)

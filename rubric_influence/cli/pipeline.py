@@ -90,7 +90,10 @@ def costs(documents: tuple[int, ...], gpus: tuple[int, ...], **assumptions: floa
 
 
 for field in fields(Setting):
-    kind, name = type(field.default), f"--{field.name.replace('_', '-')}"
-    costs.params.append(click.Option([name], type=kind, default=field.default, help=field.metadata["help"]))
+    name, number = (
+        f"--{field.name.replace('_', '-')}",
+        click.IntRange if type(field.default) is int else click.FloatRange,
+    )
+    costs.params.append(click.Option([name], type=number(min=0), default=field.default, help=field.metadata["help"]))
 
 COMMANDS = [plan, notebook, launch, results, ledger, costs]

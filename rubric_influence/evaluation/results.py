@@ -1,10 +1,10 @@
 """The results table: who won, by how much, and how sure that is."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
+from rubric_influence.core.files import parse_json, read_text
 from rubric_influence.core.paths import METRICS, TUNED_ARMS, UNTUNED
 
 SMALLEST_MEANINGFUL = 100_000_000  # parameters; below, a model of natural language knows too little to be examined
@@ -15,7 +15,10 @@ def read_results(path: str | Path = METRICS / "evaluation.json") -> dict:
     """The evaluation's figures: arms, items, seeds, chance, corpus, target_parameters. Raises ValueError if absent."""
     if not Path(path).is_file():
         raise ValueError(f"no results at {path}; run the pipeline first: make repro")
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    results = parse_json(read_text(path))
+    if not isinstance(results, dict) or "arms" not in results:
+        raise ValueError(f"{path} holds no results; give a file that the stage evaluation wrote")
+    return results
 
 
 def tabulate_results(results: dict) -> pd.DataFrame:

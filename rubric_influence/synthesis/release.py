@@ -83,9 +83,9 @@ def write_release(out: Path, batches: Iterable[list[Row]], counts: Counter[str],
         raise ValueError(f"{out} is not empty; remove it or give another folder")
     if not licence.strip():
         raise ValueError("the licence is empty; name that of the documents' publisher, such as cc-by-4.0")
-    (out / "data").mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(batches):
         if rows:
+            (out / "data").mkdir(parents=True, exist_ok=True)
             parquet.write_table(pa.Table.from_pylist(rows, COLUMNS), out / "data" / f"train-{number:05d}.parquet")
     if not counts["kept"]:
         raise ValueError(f"no pair is kept of {counts['requested']}: {dict(counts)}; nothing to release")

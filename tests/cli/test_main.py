@@ -152,7 +152,8 @@ def test_the_module_is_the_command():
     assert module.stdout == script.stdout
     missing = run_python("-m", "rubric_influence", "plan", "conf/none.yaml")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr == "no profile at conf/none.yaml; give a YAML file such as params.yaml or one of conf/\n"
+    *_, told = missing.stderr.splitlines()  # after what imported libraries may say on some machines
+    assert told == "no profile at conf/none.yaml; give a YAML file such as params.yaml or one of conf/"
 
 
 def test_a_reader_that_goes_away_gets_no_trace():

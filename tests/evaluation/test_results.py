@@ -45,6 +45,9 @@ def test_a_small_target_on_real_text_is_cautioned_against_and_the_lab_is_not():
 def test_no_results_yet_is_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="run the pipeline first: make repro"):
         read_results(tmp_path / "evaluation.json")
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(ValueError, match="evaluation.json holds no results"):
+        read_results(tmp_path / "evaluation.json")
 
 
 def test_the_readme_shows_the_committed_run(tmp_path):

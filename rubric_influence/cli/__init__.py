@@ -1,4 +1,1 @@
-"""The command line, one module for each group of commands.
-
-A module here imports what a command runs when it runs, so that help and wrong calls are answered at once.
-"""
+"""The command line, a module for each group. What a command runs is imported when it runs: help comes at once."""

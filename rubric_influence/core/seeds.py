@@ -1,8 +1,7 @@
 """The seeds of a run's random streams, each derived for its purpose from a seed of the profile.
 
 What draws once for a run (the warm-up's choice of pairs, k-means, the gate's sets, a trainer) takes that seed itself.
-Streams that run side by side or one after another need different seeds, which these functions give. The committed
-results were made with these numbers: a change here makes other rubrics and pairs, and the results have to be made anew.
+Other streams need different seeds, which these functions give. A change here makes the committed results others.
 """
 
 ATTEMPT_STRIDE = 1_000_003

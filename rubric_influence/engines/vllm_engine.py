@@ -40,7 +40,6 @@ class VLLMEngine:
     def __init__(self, spec: ModelSpec, **options: Any):
         try:
             import vllm
-            from vllm.config.lora import MaxLoRARanks
             from vllm.lora.request import LoRARequest
             from vllm.platforms import current_platform
         except ImportError as error:
@@ -51,6 +50,8 @@ class VLLMEngine:
         self.tokenizer = load_tokenizer(spec)  # vLLM would fail late, or fall back, where the chat template is missing
         self.name, self.vllm, self.adapter = name_model(spec), vllm, None
         if spec.adapter:
+            from vllm.config.lora import MaxLoRARanks
+
             folder = check_adapter(spec.adapter)
             self.adapter = LoRARequest("adapter", 1, str(folder.resolve()))
             settings = PeftConfig.from_pretrained(str(folder))

@@ -30,14 +30,13 @@ def run_jobs(function: Callable[[*Job], Result], jobs: Iterable[tuple[*Job]], ma
     jobs = list(jobs)
     workers = min(machine.workers, len(jobs))
     if workers <= 1:
-        limit_threads(machine)
-        return [function(*job) for job in jobs]
+        return [run_limited(function, job, machine) for job in jobs]
     # A fork has torch and transformers imported already, which takes other workers ten seconds of a core each. But it
     # inherits neither a GPU nor OpenMP's threads, for which a job of several threads would wait forever.
     safe = sys.platform == "linux" and machine.threads == 1 and not torch.cuda.is_available()
     context = get_context("fork" if safe else "spawn")
-    with ProcessPoolExecutor(workers, context, prepare_worker, (machine,)) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
+    with ProcessPoolExecutor(workers, context, use_own_streams) as pool:
+        futures = [pool.submit(run_limited, function, job, machine) for job in jobs]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -45,14 +44,14 @@ def run_jobs(function: Callable[[*Job], Result], jobs: Iterable[tuple[*Job]], ma
             raise
 
 
-def limit_threads(machine: Machine) -> None:
-    if machine.threads:
+def run_limited(function: Callable[[*Job], Result], job: tuple[*Job], machine: Machine) -> Result:
+    if machine.threads:  # before every job, as an earlier one may have changed it
         torch.set_num_threads(machine.threads)
+    return function(*job)
 
 
-def prepare_worker(machine: Machine) -> None:
+def use_own_streams() -> None:
     """Let a worker write to its own output: in a notebook, the sys.stdout that it inherits sends to the kernel."""
-    limit_threads(machine)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)

@@ -34,6 +34,18 @@ def fail(number):
     return number
 
 
+def change_threads(number):
+    found = torch.get_num_threads()
+    torch.set_num_threads(2)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_changes_its_threads_changes_no_later_jobs(workers):
+    jobs = [(number,) for number in range(6)]
+    assert run_jobs(change_threads, jobs, Machine(workers=workers, threads=1)) == [1] * 6
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers):
     results = run_jobs(describe, [(number,) for number in range(4)], Machine(workers=workers, threads=1))

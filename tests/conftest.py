@@ -13,7 +13,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.config import Config
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.profiles import load_config, merge
 from rubric_influence.core.records import QAPair
 from rubric_influence.lab import world

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.journal import Journal
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 

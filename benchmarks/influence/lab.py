@@ -8,7 +8,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from rubric_influence.core.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.core.config import FineTuning, Lora, Prompts
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.examples import Example, encode

@@ -38,8 +38,9 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.influence.__main__ import describe_machine
 from benchmarks.influence.lab import PROMPTS
-from rubric_influence.core.config import FineTuning, Lora, ModelSpec
+from rubric_influence.core.config import FineTuning, Lora
 from rubric_influence.core.files import write_json
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement

@@ -26,7 +26,8 @@ import numpy as np
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.config import Config
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import Document
 from rubric_influence.core.scratch import Workplace, deliver, discard
 from rubric_influence.core.seeds import seed_step

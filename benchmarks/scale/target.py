@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace

@@ -50,7 +50,7 @@ def fidelity(model: str, field: str, count: int, seed: int) -> None:
     \b
     Example: rubric-influence lab fidelity data/lab/models/medicine-qwen3 --field data/lab/fields/medicine.yaml
     """
-    from rubric_influence.core.config import ModelSpec
+    from rubric_influence.core.model_sections import ModelSpec
     from rubric_influence.engines.open import open_engine
     from rubric_influence.lab.fidelity import measure_fidelity
     from rubric_influence.lab.world import load_field

@@ -1,124 +1,17 @@
 """Every parameter of a run: the sections of a profile. `params.yaml` is the active profile, `conf/` holds others."""
 
-import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class Section(BaseModel):
-    """Strict: `1e-5` (which YAML reads as text), `"yes"` for a boolean or a misspelt key are errors, not guesses.
-
-    A section's `model_post_init` raises ValueError for fields that contradict each other; pydantic names the section.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
+from rubric_influence.core.model_sections import Models
+from rubric_influence.core.section import Count, Fraction, NonNegative, Positive, PositiveFraction, Section
 
 
 def check_micro_batch(micro_batch: int | None, batch: int, name: str) -> None:
     if micro_batch and batch % micro_batch:
         raise ValueError(f"micro_batch ({micro_batch}) must divide {name} ({batch})")
-
-
-class LabCorpus(Section):
-    """The embedded lab's world (rubric_influence.lab.world)."""
-
-    kind: Literal["lab"]
-    field: str  # the YAML file with the field's table
-    documents: Count  # entities with a document; the dev and test questions are about them
-    dev_documents: Count  # how many of these are in dev; the others are in test
-    validation_entities: Count  # entities without a document that the validation questions are about
-    guard_entities: Count  # entities without a document that the guard questions are about; nothing optimises for them
-    seed: int
-
-    def model_post_init(self, context: object) -> None:
-        dev, documents = self.dev_documents, self.documents
-        if dev >= documents:
-            raise ValueError(f"dev_documents ({dev}) must be below documents ({documents}): the rest is the test")
-
-
-class TextCorpus(Section):
-    """Real documents (rubric_influence.data.documents) and a real exam (rubric_influence.data.exams)."""
-
-    kind: Literal["text"]
-    documents: str  # a folder of .txt, .md or .pdf files, a .jsonl file or PubMedQA's ori_pqal.json
-    exam: str  # PubMedQA's ori_pqal.json, a MedQA-style .jsonl, an MMLU-style .csv or a folder of these
-    exam_format: Literal["pubmedqa", "medqa", "mmlu"]
-    max_documents: Count | None = None  # how many documents are kept, after shuffling by seed; null: all
-    max_document_words: Count = 1500  # a longer document is cut into chunks of at most this many words
-    validation: Fraction = 0.2
-    guard: Fraction = 0.1
-    dev: Fraction = 0.2  # the rest of the questions is the test
-    max_exam_items: Count | None = None
-    seed: int
-
-    def model_post_init(self, context: object) -> None:
-        if self.validation + self.guard + self.dev >= 1:
-            parts = f"validation ({self.validation}) + guard ({self.guard}) + dev ({self.dev})"
-            raise ValueError(f"{parts} must leave a part of the questions for the test: a sum below 1")
-
-
-class Endpoint(Section):
-    """An OpenAI-compatible server (rubric_influence.engines.endpoint). Its key stays in the environment."""
-
-    base_url: str  # https://..., or http:// on this machine
-    api_key_env: str | None = None  # the environment variable that holds the key; null: the server wants none
-    usd_per_million_prompt_tokens: NonNegative = 0.0
-    usd_per_million_completion_tokens: NonNegative = 0.0
-    concurrency: Count = 64  # requests out at once, at most; fewer while the server says that it has too many
-    timeout: Positive = 120.0  # seconds that one request may take in all
-    attempts: Count = 8  # tries of a request before it is given up as failed
-    backoff: Positive = 0.5  # seconds before the second try, doubled at each further one
-    extra_body: dict[str, JsonValue] = {}  # sent with every request, e.g. chat_template_kwargs for vLLM
-
-    def model_post_init(self, context: object) -> None:
-        # The first two messages do not repeat what was found: it may be the key.
-        key = self.api_key_env
-        if key is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", key):
-            raise ValueError("api_key_env is the name of an environment variable, such as TEACHER_KEY, not the key")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password or url.query:
-            raise ValueError("base_url must be http(s)://host/path, without user, password or query")
-        if url.scheme == "http" and key and url.hostname not in LOOPBACK:
-            raise ValueError(f"base_url {self.base_url!r} would send the key of {key} unencrypted; use https")
-
-
-class ModelSpec(Section):
-    """A model in Hugging Face format, with tokenizer and chat template, or a model of an endpoint."""
-
-    path: str  # a hub name or a local folder; with the engine openai, the endpoint's name of the model
-    revision: str | None = None
-    adapter: str | None = None  # a local folder of a LoRA adapter (peft) on top; engines serve it unmerged
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"  # what generates text from it
-    endpoint: Endpoint | None = None  # for the engine openai
-    tensor_parallel: Count = 1
-    gpu_memory: PositiveFraction = 0.9  # the part of a GPU's memory that vLLM takes; others may need the rest
-
-    def model_post_init(self, context: object) -> None:
-        if (self.engine == "openai") != (self.endpoint is not None):
-            found = "no endpoint" if self.endpoint is None else "an endpoint"
-            raise ValueError(f"engine is {self.engine!r}, with {found}; the engine openai needs one, others have none")
-        if self.engine == "openai" and self.adapter:
-            raise ValueError(
-                f"adapter is {self.adapter!r}, which an endpoint cannot read; name it to the server "
-                "(vllm serve --lora-modules NAME=FOLDER) and set path to that name"
-            )
-
-
-class Models(Section):
-    rubric_generator: ModelSpec
-    teacher: ModelSpec
-    target: ModelSpec
 
 
 class Prompts(Section):

@@ -84,8 +84,8 @@ def make_record(row: object, kind: type[Record]) -> Record:
     required = {field.name for field in fields if field.default is dataclasses.MISSING}
     if wrong := (required - row.keys()) | (row.keys() - {field.name for field in fields}):
         raise ValueError(f"not a {kind.__name__}; missing or unknown keys {sorted(wrong)}")
-    if "options" in row:
-        if not isinstance(row["options"], list):
-            raise ValueError(f"options is {row['options']!r}, expected a list")
-        row["options"] = tuple(row["options"])
+    for key in {"options", "answers"} & row.keys():
+        if not isinstance(row[key], list):
+            raise ValueError(f"{key} is {row[key]!r}, expected a list")
+        row[key] = tuple(row[key])
     return kind(**row)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import content_id
 
 

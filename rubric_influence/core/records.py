@@ -33,22 +33,24 @@ class Document:
 
 @dataclass(frozen=True)
 class ExamItem:
-    """An expert's multiple-choice question, asked closed-book. `split` is validation, guard, dev or test."""
+    """An expert's question, asked closed-book: with options, or open. `split` is validation, guard, dev or test."""
 
     question: str
-    options: tuple[str, ...]
-    answer_index: int
+    options: tuple[str, ...]  # () for an open question
+    answer_index: int  # of the right option; 0 for an open question
     split: str
     topic: str = ""  # "" where the benchmark does not name topics
     source: str = ""
+    answers: tuple[str, ...] = ()  # the right answers to an open question, the fullest first; () where it has options
 
     @property
     def id(self) -> str:
-        return content_id(self.question, *self.options)
+        return content_id(self.question, *self.options, *self.answers)
 
     @property
     def answer(self) -> str:
-        return self.options[self.answer_index]
+        """The right option, or the first right answer to an open question."""
+        return (self.options or self.answers)[self.answer_index]
 
 
 @dataclass(frozen=True)

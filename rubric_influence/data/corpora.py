@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from rubric_influence.core.config import TextCorpus
+from rubric_influence.core.corpus_sections import TextCorpus
 from rubric_influence.core.records import Document, ExamItem
 from rubric_influence.core.text import count_words
 from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents

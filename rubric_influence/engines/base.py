@@ -6,8 +6,8 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.fingerprints import hash_adapter
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.models.chat import Conversation
 
 MAX_OUTPUT_CHARACTERS = 100_000  # of a completion; the rest is not read

@@ -23,8 +23,8 @@ from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
 
 from rubric_influence.core.checks import RunStopped
-from rubric_influence.core.config import LOOPBACK, ModelSpec
 from rubric_influence.core.journal import Journal
+from rubric_influence.core.model_sections import LOOPBACK, ModelSpec
 from rubric_influence.core.records import content_id
 from rubric_influence.engines.base import Completion, Sampling, name_model
 from rubric_influence.engines.ledger import MILLION, Ledger

@@ -2,8 +2,8 @@
 
 import torch
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.journal import Journal
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Engine, name_model
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.ledger import Ledger

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from peft import PeftConfig
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Completion, Sampling, name_model
 from rubric_influence.models.chat import Conversation, check_room, encode_prompts, find_ends, read_row
 from rubric_influence.models.loading import check_adapter, load_tokenizer

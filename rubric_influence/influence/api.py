@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import Answered
 from rubric_influence.influence.checkpoints import load_checkpoint
 from rubric_influence.influence.directions import validation_gradients

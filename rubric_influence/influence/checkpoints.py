@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence.layers import listed
 from rubric_influence.influence.moments import BOTH, AdamMoments, build_moments, load_moments
 from rubric_influence.models.loading import load_model

@@ -28,9 +28,9 @@ from accelerate import PartialState
 from pyarrow import parquet
 from tqdm import tqdm
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.files import replace_file
 from rubric_influence.core.fingerprints import fingerprint
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import content_id
 from rubric_influence.influence.api import WHOLE, PairScorer, Target, load_target
 from rubric_influence.influence.checkpoints import list_checkpoint_files

@@ -2,7 +2,7 @@
 
 import random
 
-from rubric_influence.core.config import LabCorpus
+from rubric_influence.core.corpus_sections import LabCorpus
 from rubric_influence.core.records import Document
 from rubric_influence.data import exams
 from rubric_influence.data.corpora import Corpus, describe

@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.files import write_json
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer

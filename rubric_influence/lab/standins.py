@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
-from rubric_influence.core.config import Config, Prompts, TextCorpus
+from rubric_influence.core.config import Config, Prompts
+from rubric_influence.core.corpus_sections import TextCorpus
 from rubric_influence.core.files import write_json
 from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents
 from rubric_influence.influence.examples import encode

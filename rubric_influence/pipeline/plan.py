@@ -13,7 +13,9 @@ import pandas as pd
 from transformers import AutoConfig
 
 from rubric_influence.core.checks import refuse
-from rubric_influence.core.config import Config, FineTuning, LabCorpus, ModelSpec
+from rubric_influence.core.config import Config, FineTuning
+from rubric_influence.core.corpus_sections import LabCorpus
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.paths import list_arms
 from rubric_influence.core.records import Document
 from rubric_influence.data.documents import check_lengths

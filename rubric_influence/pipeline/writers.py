@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from rubric_influence.core.config import Config, ModelSpec
+from rubric_influence.core.config import Config
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.scratch import answers_path, scratch_folder
 from rubric_influence.engines.base import Engine
 from rubric_influence.engines.ledger import Ledger

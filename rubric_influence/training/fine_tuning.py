@@ -19,7 +19,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from rubric_influence.core.config import FineTuning, Lora, ModelSpec, Prompts
+from rubric_influence.core.config import FineTuning, Lora, Prompts
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import Answered
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.moments import capture_moments, save_moments

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.rubrics.preferences import DEFAULTS, prefer, tune
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 
 
 def test_the_best_of_a_group_is_preferred_to_its_worst_and_so_on_inwards():

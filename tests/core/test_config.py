@@ -6,7 +6,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.core.config import Config, LabCorpus, ModelSpec, TextCorpus
+from rubric_influence.core.config import Config
+from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.profiles import load_config, merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.fingerprints import fingerprint, hash_weights
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.paths import FINAL, TUNED_ARMS, UNTUNED, enter_project, list_arms, seed_folder
 from rubric_influence.engines.base import name_model
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.core.config import LabCorpus, TextCorpus
+from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
 from rubric_influence.core.records import Document
 from rubric_influence.data.documents import check_lengths, chunk_document, drop_duplicates, read_documents
 from rubric_influence.lab.networks import build_tokenizer

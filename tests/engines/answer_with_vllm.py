@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.vllm_engine import VLLMEngine
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput

@@ -8,8 +8,8 @@ from email.utils import formatdate
 import pytest
 from faulty_server import COMPLETION_TOKENS, PROMPT_TOKENS, TRANSIENT, FaultyServer
 
-from rubric_influence.core.config import ModelSpec
 from rubric_influence.core.journal import Journal
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines import endpoint as module
 from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.endpoint import EndpointEngine, EndpointError, draw_seeds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Completion, Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.engines.transformers_engine import TransformersEngine

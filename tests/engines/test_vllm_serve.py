@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import Document
 from rubric_influence.engines.base import Sampling

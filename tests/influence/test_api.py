@@ -14,7 +14,7 @@ from conftest import LEARNING_RATE, build_lora_model, draw_examples, draw_rows, 
 from peft import PeftModel
 
 import rubric_influence.influence as library
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence import PairScorer, Target, capture_moments, load_target, rank_pairs, save_moments
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import encode

@@ -19,7 +19,7 @@ from peft import PeftModel
 from pyarrow import parquet
 
 from rubric_influence.cli.main import main
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence import score_corpus as corpus
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.examples import encode

@@ -9,7 +9,7 @@ import torch
 from transformers import set_seed
 
 from rubric_influence.cli.main import main
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.lab import pretraining

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rubric_influence.core.config import ModelSpec, Prompts
+from rubric_influence.core.config import Prompts
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Sampling
 from rubric_influence.engines.open import open_engine
 from rubric_influence.lab.standins import ASPECTS, StandinSettings, train_standin, train_tokenizer, write_pair

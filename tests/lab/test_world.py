@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rubric_influence.core.config import LabCorpus
+from rubric_influence.core.corpus_sections import LabCorpus
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_tokenizer
 from rubric_influence.lab.pretraining import TASK_WEIGHTS, draw_example

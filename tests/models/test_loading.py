@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rubric_influence.core.config import ModelSpec
+from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.lab.world import load_field
 from rubric_influence.models import loading as models

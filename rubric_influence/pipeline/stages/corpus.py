@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from rubric_influence.core.config import Config, LabCorpus, TextCorpus
+from rubric_influence.core.config import Config
+from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
 from rubric_influence.core.files import write_json, write_records
 from rubric_influence.core.paths import DOCUMENTS, EXAM, METRICS
 from rubric_influence.data.corpora import Corpus, build_text

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rubric_influence.core.config import LabCorpus
+from rubric_influence.core.corpus_sections import LabCorpus
 from rubric_influence.core.files import write_json
 from rubric_influence.core.paths import ANSWERS, FINAL, METRICS
 from rubric_influence.lab.coverage import tabulate_choices

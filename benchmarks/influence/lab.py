@@ -12,9 +12,9 @@ from rubric_influence.core.config import FineTuning, Lora, Prompts
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace
-from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.moments import AdamMoments, load_moments
 from rubric_influence.lab import world
+from rubric_influence.models.examples import Example, encode
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 

@@ -47,13 +47,13 @@ from rubric_influence.influence.checks.agreement import draw_sets, measure_agree
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
-from rubric_influence.influence.examples import Example, collate, encode
-from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.influence.moments import AdamMoments, load_moments
 from rubric_influence.influence.scorers import GradientScorer
 from rubric_influence.lab.networks import build_model
 from rubric_influence.lab.standins import train_tokenizer
+from rubric_influence.models.examples import Example, collate, encode
 from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.models.losses import sample_losses
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
 MEDQUAD, HISTORY = "medquad/qa.jsonl", "world_history/documents.jsonl"

@@ -32,9 +32,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM
 
-from rubric_influence.influence.examples import Example, collate
 from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
+from rubric_influence.models.examples import Example, collate
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peers/bin/python"

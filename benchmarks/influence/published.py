@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from rubric_influence.influence.checks.reference import reference_gamma
-from rubric_influence.influence.examples import Example
 from rubric_influence.influence.layers import flatten, scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
+from rubric_influence.models.examples import Example
 
 PROJECTED = 8192  # proj_dim of both
 FLUSH = 16  # project_interval of both: samples a projection

@@ -23,11 +23,11 @@ from benchmarks.influence.lab import Case
 from benchmarks.influence.peers import PYTHON, measure_peers
 from benchmarks.influence.published import FLUSH, PROJECTED, PublishedScorer, make_projector
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import plan_batches, sample_losses
 from rubric_influence.influence.layers import count_parameters, scored_parameters
 from rubric_influence.influence.moments import AdamMoments
 from rubric_influence.influence.scorers import ForwardScorer, GradientScorer
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import plan_batches, sample_losses
 
 STATUS = Path("/proc/self/status")  # Linux's own account of a process
 LAB_BATCH_TOKENS = 2048  # of 768 to 6144 the fastest on a CPU; larger ones pad more and take twice as long

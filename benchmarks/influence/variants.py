@@ -12,9 +12,9 @@ from benchmarks.influence.lab import Case
 from benchmarks.influence.published import PROJECTED
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
-from rubric_influence.influence.examples import IGNORED
 from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.scorers import ForwardScorer, GradientScorer
+from rubric_influence.models.examples import IGNORED
 
 REFERENCE = "the reference: adam, cosine, no momentum, one direction"
 FORWARD = "forward (linear's dot product from losses)"

@@ -17,10 +17,10 @@ from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import Answered
 from rubric_influence.influence.checkpoints import load_checkpoint
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.grouping import group_by_embedding
 from rubric_influence.influence.moments import AdamMoments
 from rubric_influence.influence.scorers import Estimator, combine, open_scorer
+from rubric_influence.models.examples import Example, encode
 from rubric_influence.models.loading import load_tokenizer
 
 WHOLE = "influence"  # the column along the gradient of all validation pairs

@@ -9,9 +9,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
-from rubric_influence.influence.examples import Example
 from rubric_influence.influence.gradients import check_finite, sweep_gradients
 from rubric_influence.influence.layers import count_parameters, device_of
+from rubric_influence.models.examples import Example
 
 
 def validation_gradients(

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import evaluated, plan_batches
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import evaluated, plan_batches
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from torch import nn
 
 from rubric_influence.influence.directions import cluster_embeddings
 from rubric_influence.influence.embeddings import embed
-from rubric_influence.influence.examples import Example
+from rubric_influence.models.examples import Example
 
 
 def group_by_embedding(

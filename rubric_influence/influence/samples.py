@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.core.checks import check_object, check_text
 from rubric_influence.core.files import read_json_lines
-from rubric_influence.influence.examples import Example, encode
+from rubric_influence.models.examples import Example, encode
 
 REQUIRED = ("id", "question", "answer")
 

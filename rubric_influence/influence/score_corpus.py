@@ -34,12 +34,12 @@ from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import content_id
 from rubric_influence.influence.api import WHOLE, PairScorer, Target, load_target
 from rubric_influence.influence.checkpoints import list_checkpoint_files
-from rubric_influence.influence.examples import Example
-from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.grouping import group_by_embedding
 from rubric_influence.influence.samples import Sample, encode_sample, list_shards, read_samples, read_shard
 from rubric_influence.influence.scorers import Estimator, Scorer, combine
+from rubric_influence.models.examples import Example
 from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.models.losses import plan_batches
 from rubric_influence.models.processes import broadcast
 
 BATCHES_PER_PART = 16

@@ -27,10 +27,11 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import check_finite, evaluated, plan_batches, sample_losses, sweep_gradients
+from rubric_influence.influence.gradients import check_finite, sweep_gradients
 from rubric_influence.influence.layers import count_parameters, device_of, flatten, scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
+from rubric_influence.models.examples import Example
+from rubric_influence.models.losses import sweep_losses
 
 Estimator = Literal["adam", "linear", "gradient", "forward"]
 RELATIVE_STEP = 1e-2  # of the central difference: |h*u| over the norm of the parameters
@@ -203,15 +204,6 @@ def moved(model: nn.Module, offset: torch.Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def sweep_losses(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> torch.Tensor:
-    """Each example's loss in eval mode, [n], fp64, on the CPU."""
-    losses = torch.zeros(len(examples), dtype=torch.float64)
-    with evaluated(model):
-        for rows in plan_batches([len(example.input_ids) for example in examples], batch_tokens):
-            losses[rows] = sample_losses(model, collate([examples[row] for row in rows])).double().cpu()
-    return losses
-
-
 def place_directions(directions: torch.Tensor, model: nn.Module) -> torch.Tensor:
     """Directions [k, d] in fp32 on the model's device. Raises ValueError if d differs, or one is not finite or zero."""
     size = count_parameters(model)

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 
 from rubric_influence.core.files import write_json
 from rubric_influence.core.model_sections import ModelSpec
-from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.models.examples import Example, collate, encode
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.models.progress import show_progress
 

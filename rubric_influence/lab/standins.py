@@ -26,9 +26,9 @@ from rubric_influence.core.config import Config, Prompts
 from rubric_influence.core.corpus_sections import TextCorpus
 from rubric_influence.core.files import write_json
 from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents
-from rubric_influence.influence.examples import encode
 from rubric_influence.lab.networks import build_model, wrap_tokenizer
 from rubric_influence.lab.pretraining import Schedule, train_model
+from rubric_influence.models.examples import encode
 from rubric_influence.synthesis.prompts import ask_answer, ask_pair, ask_rubric
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

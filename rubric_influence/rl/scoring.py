@@ -10,10 +10,10 @@ from rubric_influence.core.config import Config
 from rubric_influence.core.records import Answered, ExamItem
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example, encode
 from rubric_influence.influence.grouping import group_by_embedding, match_groups
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.influence.scorers import combine, open_scorer
+from rubric_influence.models.examples import Example, encode
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.models.processes import broadcast
 from rubric_influence.rl.rewards import ServedDirections

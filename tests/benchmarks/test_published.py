@@ -7,11 +7,11 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.influence.published import PublishedScorer
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.moments import capture_moments
 from rubric_influence.influence.scorers import GradientScorer
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.models.examples import collate, encode
 
 
 def draw_examples(field, tokenizer, count, seed):

@@ -11,8 +11,8 @@ from rubric_influence.core.records import ExamItem
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.evaluation.harness import evaluate
 from rubric_influence.evaluation.intervals import bootstrap_means, summarise
-from rubric_influence.influence.examples import encode
 from rubric_influence.lab import world
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.moments import capture_moments, save_moments
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.models.examples import collate, encode
 
 FIELD = world.load_field(Path(__file__).parents[2] / "data/lab/fields/medicine.yaml")
 LEARNING_RATE = 1e-3

@@ -17,9 +17,9 @@ import rubric_influence.influence as library
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence import PairScorer, Target, capture_moments, load_target, rank_pairs, save_moments
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.influence.scorers import combine, open_scorer
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,9 +19,9 @@ from transformers import Adafactor, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTTrainer
 
 from rubric_influence.influence.checkpoints import load_trainer_moments
-from rubric_influence.influence.examples import collate
 from rubric_influence.influence.moments import AdamMoments, capture_moments, load_moments, match_moments
 from rubric_influence.lab.networks import build_model
+from rubric_influence.models.examples import collate
 from rubric_influence.synthesis.prompts import ask_answer
 from rubric_influence.training.fine_tuning import KeepCheckpoints, build_arguments, build_lora
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from rubric_influence.influence.checks.oracle import mean_loss, one_step_gains
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example
 from rubric_influence.influence.moments import AdamMoments, capture_moments
 from rubric_influence.influence.scorers import GradientScorer
+from rubric_influence.models.examples import Example
 
 WORDS = 3
 

@@ -22,13 +22,13 @@ from rubric_influence.cli.main import main
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.influence import score_corpus as corpus
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import encode
-from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.moments import capture_moments, load_moments, save_moments
 from rubric_influence.influence.samples import Sample, encode_sample, read_samples
 from rubric_influence.influence.score_corpus import score_corpus
 from rubric_influence.influence.scorers import combine, open_scorer
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_model
+from rubric_influence.models.losses import plan_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH_TOKENS = 64  # one or two samples a batch

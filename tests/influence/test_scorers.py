@@ -10,12 +10,12 @@ from torch import nn
 
 from rubric_influence.influence.checks.reference import reference_gamma, reference_scores
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.influence.layers import scored_layers
 from rubric_influence.influence.moments import AdamMoments, capture_moments, match_moments
 from rubric_influence.influence.scorers import ForwardScorer, GradientScorer, combine, moved, open_scorer
 from rubric_influence.lab.networks import build_model
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import sample_losses
 
 
 @pytest.fixture(scope="module")

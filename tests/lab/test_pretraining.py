@@ -10,13 +10,13 @@ from transformers import set_seed
 
 from rubric_influence.cli.main import main
 from rubric_influence.core.model_sections import ModelSpec
-from rubric_influence.influence.examples import collate, encode
-from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.lab import pretraining
 from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.lab.pretraining import Examples, Recipe, draw_example, pretrain, take_over
 from rubric_influence.lab.world import QUESTION_TYPES
+from rubric_influence.models.examples import collate, encode
 from rubric_influence.models.loading import load_model, load_tokenizer
+from rubric_influence.models.losses import sample_losses
 from rubric_influence.pipeline.notebooks import execute
 from rubric_influence.synthesis.parsing import parse_pair, parse_rubric
 

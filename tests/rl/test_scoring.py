@@ -10,10 +10,10 @@ from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.checks.reference import reference_gradient, reference_scores
 from rubric_influence.influence.directions import cluster_embeddings
 from rubric_influence.influence.embeddings import embed
-from rubric_influence.influence.examples import encode
 from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.grouping import match_groups
 from rubric_influence.influence.moments import load_moments, match_moments
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl.scores import GUARD, VALIDATION, stack_scores

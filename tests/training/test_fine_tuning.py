@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rubric_influence.core.files import write_records
 from rubric_influence.core.scratch import Workplace
-from rubric_influence.influence.examples import collate, encode
 from rubric_influence.influence.moments import load_moments, match_moments, normalise_name
+from rubric_influence.models.examples import collate, encode
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.training.fine_tuning import (
     KeepCheckpoints,

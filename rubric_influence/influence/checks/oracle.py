@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import plan_batches
 from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import plan_batches
 
 
 class AdamCopy:

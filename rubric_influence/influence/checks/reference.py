@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rubric_influence.influence.examples import Example
 from rubric_influence.influence.moments import AdamMoments
+from rubric_influence.models.examples import Example
 
 
 def reference_gradient(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -13,11 +13,10 @@ import numpy as np
 from torch import nn
 
 from rubric_influence.influence.checks.oracle import AdamCopy
-from rubric_influence.influence.examples import Example, collate
-from rubric_influence.influence.gradients import sample_losses
 from rubric_influence.influence.layers import device_of
 from rubric_influence.influence.moments import AdamMoments
-from rubric_influence.influence.scorers import sweep_losses
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import sample_losses, sweep_losses
 
 MAX_GRAD_NORM = 1.0  # as in the warm-up
 

@@ -18,7 +18,7 @@ from rubric_influence.core.seeds import seed_final_rubrics
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Engine
 from rubric_influence.influence.embeddings import embed
-from rubric_influence.influence.examples import Example
+from rubric_influence.models.examples import Example
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.pipeline.sets import ArmSet

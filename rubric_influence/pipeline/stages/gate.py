@@ -21,8 +21,8 @@ from rubric_influence.core.scratch import scratch_folder
 from rubric_influence.influence.checks.agreement import Agreement, draw_sets, measure_agreement, standardise
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.embeddings import embedding_similarity
-from rubric_influence.influence.examples import encode
 from rubric_influence.influence.moments import load_moments
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.rl.scores import GUARD, VALIDATION

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
-from rubric_influence.influence.examples import Example, collate, encode
 from rubric_influence.lab.networks import build_model, build_tokenizer
+from rubric_influence.models.examples import Example, collate, encode
 
 QUESTION, ANSWER = "what is the mechanism of velomab ?", "velomab acts by calcium-block ."
 # Renders a thought block in the finished turn that the generation prompt does not have, as Qwen3's template does,

@@ -19,7 +19,7 @@ from rubric_influence.core.paths import UNTUNED
 from rubric_influence.core.records import QAPair
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.data.corpora import Corpus
-from rubric_influence.evaluation.harness import evaluate
+from rubric_influence.evaluation.exam import sit
 from rubric_influence.evaluation.intervals import bootstrap_means, interval, summarise
 from rubric_influence.lab.coverage import tabulate_choices
 from rubric_influence.lab.world import load_field
@@ -65,8 +65,8 @@ def sit_exam(config: Config, corpus: Corpus, tuned: Path | None) -> list[int]:
     spec = config.models.target
     items = [item for item in corpus.exam if item.split == "test"]
     model = load_fine_tuned(spec, list_checkpoints(tuned)[-1]) if tuned else load_model(spec)
-    correct = evaluate(model, load_tokenizer(spec), items, config.prompts, config.evaluation.batch_size)
-    return correct.astype(int).tolist()
+    sitting = sit(model, load_tokenizer(spec), items, config.prompts.answer, config.evaluation.batch_tokens)
+    return sitting.accuracy.astype(int).tolist()
 
 
 def run_cell(cell: Cell, arms: tuple[str, ...], changes: dict | None = None, kept: dict | None = None) -> dict:

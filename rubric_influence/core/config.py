@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
+from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus, TextCorpus
 from rubric_influence.core.model_sections import Models
 from rubric_influence.core.section import Count, Fraction, NonNegative, Positive, PositiveFraction, Section
 
@@ -49,12 +49,13 @@ class Synthesis(Section):
     max_prompt_tokens: Count  # a longer prompt is refused at the corpus stage
     constrained: bool  # force the JSON schema while decoding
     attempts: Count = 3  # requests for one rubric or pair, the first included, until it is valid
+    most_failures: PositiveFraction = 0.5  # a run of which more failed or cannot be used stops (synthesis.outcomes)
     budget_usd: Positive | None = None  # for each stage and seed; the run stops before a request that might exceed it
     budget_tokens: Count | None = None  # the same limit for prompt and completion tokens together
     window: Count = 512  # documents at once where a corpus is synthesised into shards
 
 
-Check = Literal["near_duplicate", "exam_words", "exam_meaning", "personal_data", "language", "length"]
+Check = Literal["near_duplicate", "exam_words", "exam_meaning", "personal_data", "language", "length", "grounding"]
 
 
 class Quality(Section):
@@ -64,7 +65,8 @@ class Quality(Section):
     near_duplicate: PositiveFraction = 0.8  # Jaccard similarity to an earlier pair, by 3 words
     exam_words: Annotated[int, Field(ge=4)] = 13  # consecutive words shared with a question of the exam
     exam_meaning: Fraction | None = 0.99  # similarity to an exam question, as a quantile among the exam's; null: off
-    language: Annotated[str, Field(pattern="^[a-z]{2}$")] | None = None  # ISO 639-1; null: any
+    language: Annotated[str, Field(pattern="^([a-z]{2}|document)$")] | None = None  # ISO 639-1; null: any
+    grounding: Fraction | None = None  # least part of an answer's words that its document must hold; null: off
     shortest: Count = 3  # words of question and answer together
     longest: Count = 2000
 
@@ -150,7 +152,14 @@ class RubricRL(Section):
 
 
 class Evaluation(Section):
-    batch_size: Count
+    """How every arm is examined (rubric_influence.evaluation)."""
+
+    batch_tokens: Count = 8192  # padded tokens of options that are scored at once
+    answer_tokens: Count | None = None  # of a written answer to each open question; null: likelihoods alone
+    tasks: list[str] = []  # of lm-evaluation-harness, by name, sat by every arm as well
+    tasks_folder: str | None = None  # with YAML files of further tasks
+    task_items: Count | None = None  # the first questions of each task; null: all
+    task_batch_size: Count = 16
     bootstrap: Count = 2000  # resamples
 
 
@@ -163,7 +172,7 @@ class Machine(Section):
 
 class Config(Section):
     seeds: list[int] = Field(min_length=1)
-    corpus: Annotated[LabCorpus | TextCorpus, Field(discriminator="kind")]
+    corpus: Annotated[LabCorpus | TextCorpus | BookCorpus, Field(discriminator="kind")]
     models: Models
     prompts: Prompts
     budget: Budget

@@ -4,6 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rubric_influence.evaluation.results import UNITS
+
 BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8f98"
 
 
@@ -96,16 +98,22 @@ def plot_shares(shares: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_accuracy(results: dict) -> Figure:
-    """Exam accuracy by arm, with 95 % intervals, one dot per seed, and chance. `results`: of results.read_results."""
-    arms = sorted(results["arms"].items(), key=lambda item: item[1]["mean"])
+def plot_exam(results: dict) -> Figure:
+    """The main measure by arm, with 95 % intervals, a dot a seed, and chance. `results`: of results.read_results."""
+    measure, unit = results["measure"], UNITS[results["measure"]]
+    arms = sorted(results["arms"].items(), key=lambda item: item[1]["mean"], reverse=measure == "answer_nats")
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(arms) + 1.2), layout="constrained")
     for place, (arm, row) in enumerate(arms):
         color = {"optimised": ORANGE, "privileged_rubric": GREY}.get(arm, BLUE)
-        axes.barh(place, 100 * row["mean"], color=color, alpha=0.75, height=0.65)
-        axes.plot([100 * bound for bound in row["ci95"]], [place, place], color="black", linewidth=1.5)
-        axes.scatter([100 * a for a in row["accuracy"]], [place] * len(row["accuracy"]), s=12, color="black", zorder=3)
-    axes.axvline(100 * results["chance"], color="black", linestyle=":", linewidth=1)
+        axes.barh(place, unit.factor * row["mean"], color=color, alpha=0.75, height=0.65)
+        axes.plot([unit.factor * bound for bound in row["ci95"]], [place, place], color="black", linewidth=1.5)
+        dots = [unit.factor * value for value in row[measure]]
+        axes.scatter(dots, [place] * len(dots), s=12, color="black", zorder=3)
+    dotted = ""
+    if results["chance"] is not None:
+        axes.axvline(100 * results["chance"], color="black", linestyle=":", linewidth=1)
+        axes.set_xlim(0, 100)
+        dotted = "; dotted: chance"
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm, _ in arms])
-    axes.set(xlabel="exam accuracy, % (line: 95 % interval; dots: seeds; dotted: chance)", xlim=(0, 100))
+    axes.set(xlabel=f"exam, {unit.name} (line: 95 % interval; dots: seeds{dotted})")
     return figure

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 
 SHOWN = 3  # names in an error message
@@ -21,7 +21,7 @@ def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
     require a gradient. To leave some of these out of the score, freeze them.
 
     Raises ValueError where the score would leave out a part of the step: more than one adapter is active; a parameter
-    that is in the adapter, or trainable, is not of a plain linear layer (DoRA, LoRA biases, modules_to_save,
+    that is in the adapter, or trainable, is not of a plain linear layer (experts, DoRA, LoRA biases, modules_to_save,
     embeddings, norms, convolutions) or is tied to another layer's; nothing is trainable.
     """
     if adapted := {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}:
@@ -53,6 +53,11 @@ def lora_factors(model: nn.Module, adapted: Mapping[str, LoraLayer]) -> dict[str
     """`scored_layers` of a model with LoRA: its active adapter's factors by the name of their weight."""
     factors: dict[str, nn.Linear] = {}
     others: list[str] = []
+    if experts := [name for name, layer in adapted.items() if isinstance(layer, ParamWrapper)]:
+        raise ValueError(
+            f"influence is computed over LoRA factors of linear layers, but {listed(experts)} are adapted too, which "
+            "hold a mixture of experts; adapt the attention alone: [q_proj, k_proj, v_proj, o_proj]"
+        )
     for name, layer in adapted.items():
         if len(layer.active_adapters) != 1:
             raise ValueError(

@@ -203,7 +203,6 @@ def moved(model: nn.Module, offset: torch.Tensor) -> Iterator[None]:
             parameter.copy_(old)
 
 
-@torch.no_grad()
 def place_directions(directions: torch.Tensor, model: nn.Module) -> torch.Tensor:
     """Directions [k, d] in fp32 on the model's device. Raises ValueError if d differs, or one is not finite or zero."""
     size = count_parameters(model)

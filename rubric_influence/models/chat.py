@@ -1,20 +1,43 @@
 """Conversations in a model's chat template: the one place where questions and answers become tokens."""
 
+import re
 from collections.abc import Sequence
+from datetime import date
 from itertools import takewhile
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from rubric_influence.core.text import fill
 
 Conversation = list[dict[str, str]]  # messages with role and content
 TEMPLATE_OPTIONS: dict[str, Any] = {"enable_thinking": False}  # of chat templates, wherever text is generated
+# For base models, which come without a template. A line of its own would be one token more to learn.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}Answer: {{ m['content'] }}{{ eos_token }}"
+    "{% else %}Question: {{ m['content'] }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+)
+TODAY = date(2024, 7, 26)  # what Llama's template says where it is told no date
 
 
 def ask(content: str) -> Conversation:
     """A conversation of one user turn."""
     return [{"role": "user", "content": content}]
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, the one named default where it has several, PLAIN_TEMPLATE where it has none.
+
+    Some templates write today's date. It is fixed here, so that a prompt has the same tokens on every day.
+    """
+    template: str | dict[str, str] | None = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+    return re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda found: repr(TODAY.strftime(found[2])), template)
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
@@ -35,14 +58,9 @@ def encode_pair(
 
     They are the tokens that TRL's SFTTrainer trains on for {"prompt": [user turn], "completion": [assistant turn]}:
     the answer starts where the rendered prompt (with its generation prompt) and the whole conversation part. Raises
-    ValueError if the tokenizer has no chat template, `prompt_template` has no {question}, or the answer is blank or
+    ValueError if the template refuses the conversation, `prompt_template` has no {question}, or the answer is blank or
     wholly cut. (TRL drops a pair whose answer is wholly cut; this raises, so that no pair goes missing.)
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a model that ships one, or set "
-            "tokenizer.chat_template to the template that the target is fine-tuned with"
-        )
     if "{question}" not in prompt_template:
         raise ValueError(f"prompt_template is {prompt_template!r}; it needs a {{question}} slot")
     if not answer.strip():
@@ -65,9 +83,40 @@ def render(
 ) -> list[int]:
     """The tokens of a conversation in the chat template with the template's own defaults, as in fine-tuning."""
     options: dict[str, Any] = dict(add_generation_prompt=add_generation_prompt, return_dict=True)
-    encoding = tokenizer.apply_chat_template(conversation, **options)
+    try:
+        encoding = tokenizer.apply_chat_template(conversation, **options)
+    except (TemplateError, ValueError) as error:
+        turns = ", ".join(message["role"] for message in conversation)
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} cannot render the turns {turns} ({error}); set "
+            "tokenizer.chat_template to the template that the model is fine-tuned with"
+        ) from None
     assert isinstance(encoding, BatchEncoding)  # what return_dict=True asks for
     return encoding["input_ids"]
+
+
+def check_rendering(
+    tokenizer: PreTrainedTokenizerBase, questions: tuple[str, str], answer: str, prompt_template: str
+) -> None:
+    """Raise ValueError where the chat template cannot carry questions and answers, for two questions and an answer.
+
+    The question must stand before the answer, the answer must be there, something must follow it (else a model never
+    learns where it ends, and an option cannot be told from one that it begins), and two renderings must be the same.
+    """
+    whole, start = encode_pair(tokenizer, questions[0], answer, prompt_template)
+    other, other_start = encode_pair(tokenizer, questions[1], answer, prompt_template)
+    longer, _ = encode_pair(tokenizer, questions[0], f"{answer} {answer}", prompt_template)
+    if whole[:start] == other[:other_start]:
+        problem = "does not write the question before the answer"
+    elif whole == longer:
+        problem = "does not write the answer"
+    elif longer[: len(whole)] == whole:
+        problem = "writes nothing after an answer; let it end the turn, with {{ eos_token }} for example"
+    elif whole != encode_pair(tokenizer, questions[0], answer, prompt_template)[0]:
+        problem = "renders one conversation in two ways, with the time or at random perhaps"
+    else:
+        return
+    raise ValueError(f"the chat template of {tokenizer.name_or_path!r} {problem}: training and exam would not agree")
 
 
 def check_room(prompts: list[list[int]], max_tokens: int, room: int | None, name: str) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from rubric_influence.core.model_sections import ModelSpec
+from rubric_influence.models.chat import choose_template
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -21,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer. It pads on the left, as generation needs, with its end token if it has no padding token.
 
-    Raises ValueError where there is no tokenizer, or one without the chat template that every prompt goes through.
+    Every prompt goes through its chat template (`chat.choose_template`). Raises ValueError where there is no tokenizer.
     """
     folder = check_source(spec)
     if folder and not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -33,11 +34,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         )
     except OSError as error:
         raise ValueError(unreadable(spec, "tokenizer", error)) from error
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer of {spec.path} has no chat template; use the model's instruction-tuned version, or set "
-            "tokenizer.chat_template and save it again"
-        )
+    tokenizer.chat_template = choose_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

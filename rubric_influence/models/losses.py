@@ -24,8 +24,9 @@ def sample_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Ten
     return losses.view_as(targets).sum(dim=1) / labelled.sum(dim=1).to(device)
 
 
+@torch.no_grad()
 def sweep_losses(model: nn.Module, examples: Sequence[Example], batch_tokens: int) -> torch.Tensor:
-    """Each example's loss in eval mode, [n], fp64, on the CPU."""
+    """Each example's mean loss over its labelled tokens in eval mode, [n], fp64, in nats, on the CPU."""
     losses = torch.zeros(len(examples), dtype=torch.float64)
     with evaluated(model):
         for rows in plan_batches([len(example.input_ids) for example in examples], batch_tokens):

@@ -14,14 +14,16 @@ from transformers import AutoConfig
 
 from rubric_influence.core.checks import refuse
 from rubric_influence.core.config import Config, FineTuning
-from rubric_influence.core.corpus_sections import LabCorpus
+from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.paths import list_arms
-from rubric_influence.core.records import Document
+from rubric_influence.data.corpora import Corpus
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import SPLITS
+from rubric_influence.models.chat import PLAIN_TEMPLATE
 from rubric_influence.models.loading import check_source, load_tokenizer
-from rubric_influence.pipeline.stages.corpus import build_corpus, check_pairs_fit
+from rubric_influence.pipeline.preflight import check_target
+from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl import grpo
 from rubric_influence.training import fine_tuning
 
@@ -43,11 +45,14 @@ class Plan:
     size: Figures
     stages: dict[str, Figures]
     unchecked: list[str]  # what could not be looked at, and why
+    notes: list[str]  # what a user might not expect
 
     def describe(self) -> str:
-        """The corpus's size, a row a stage, and what is not checked."""
+        """The corpus's size, a row a stage, what to know, and what is not checked."""
         heading = ", ".join(f"{show(count)} {name}" for name, count in self.size.items())
-        return "\n".join([heading, self.tabulate().to_string(), "", "not checked: weights", *self.unchecked])
+        return "\n".join(
+            [heading, self.tabulate().to_string(), "", *self.notes, "not checked: weights", *self.unchecked]
+        )
 
     def tabulate(self) -> pd.DataFrame:
         """A row a stage, as text."""
@@ -61,33 +66,36 @@ def show(figure: float | None) -> str:
 
 def make_plan(config: Config) -> Plan:
     """The plan of a profile. Raises ValueError for what would stop a stage later, as far as it can be seen now."""
-    size, documents, unchecked = measure_corpus(config)
-    unchecked += check_models(config, documents)
+    size, corpus, unchecked = measure_corpus(config)
+    notes, unknown = check_models(config, corpus)
     check_combinations(config, size)
     build_trainer_arguments(config)
-    return Plan(size, plan_stages(config, size), unchecked)
+    return Plan(size, plan_stages(config, size), unchecked + unknown, notes)
 
 
-def measure_corpus(config: Config) -> tuple[Figures, list[Document], list[str]]:
-    """The corpus's size as in Plan, its documents ([] if not there) and what could not be looked at."""
+def measure_corpus(config: Config) -> tuple[Figures, Corpus, list[str]]:
+    """The corpus's size as in Plan, the corpus (empty if not there) and what could not be looked at."""
     section = config.corpus
-    paths = [] if isinstance(section, LabCorpus) else [section.documents, section.exam]
+    if isinstance(section, LabCorpus):
+        paths = []
+    else:
+        paths = [section.path] if isinstance(section, BookCorpus) else [section.documents, section.exam]
     missing = [path for path in paths if not Path(path).exists()]
     if isinstance(section, LabCorpus) or not missing:  # a lab without its field's table is an error
         corpus = build_corpus(section)
-        return {"documents": len(corpus.documents), **corpus.report["exam"]}, corpus.documents, []
+        return {"documents": len(corpus.documents), **corpus.report["exam"]}, corpus, []
     unchecked = [f"corpus: nothing at {path} yet" for path in dict.fromkeys(missing)]
     if section.max_documents or section.max_exam_items:
         unchecked.append("corpus: planned as if it had corpus.max_documents documents and max_exam_items questions")
     items = section.max_exam_items or UNKNOWN
     exam = {split: float(np.round(getattr(section, split) * items)) for split in SPLITS[:-1]}
     rest = items - sum(exam.values())
-    return {"documents": section.max_documents or UNKNOWN, **exam, "test": rest}, [], unchecked
+    return {"documents": section.max_documents or UNKNOWN, **exam, "test": rest}, Corpus([], [], {}), unchecked
 
 
-def check_models(config: Config, documents: list[Document]) -> list[str]:
-    """Check tokenizers, context lengths and the prompts' lengths of local models; returns what could not be."""
-    settings, prompts, unchecked = config.synthesis, config.prompts, []
+def check_models(config: Config, corpus: Corpus) -> tuple[list[str], list[str]]:
+    """Check local models: tokenizers, context and prompts' lengths. Returns notes, and what could not be checked."""
+    settings, prompts, notes, unchecked = config.synthesis, config.prompts, [], []
     for role, template, written in (
         ("rubric_generator", prompts.rubric, settings.max_rubric_tokens),
         ("teacher", prompts.pair, settings.max_pair_tokens),
@@ -103,18 +111,21 @@ def check_models(config: Config, documents: list[Document]) -> list[str]:
             folder, why = None, str(error)
         if folder is None:
             unchecked.append(f"models.{role}: {why}")
-        elif role == "target":
-            check_pairs_fit(config)
+            continue
+        tokenizer = load_tokenizer(spec)
+        if tokenizer.chat_template.endswith(PLAIN_TEMPLATE):
+            notes.append(f"models.{role}: {spec.path} has no chat template; it reads 'Question: ...', 'Answer: ...'")
+        if role == "target":
+            check_target(config, corpus.exam)
         else:
-            tokenizer = load_tokenizer(spec)
             room = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "max_position_embeddings", None)
             if room and settings.max_prompt_tokens + written > room:
                 raise ValueError(
                     f"models.{role}: prompts of synthesis.max_prompt_tokens ({settings.max_prompt_tokens}) and "
                     f"{written} tokens of output exceed the {room} positions of {spec.path}; lower max_prompt_tokens"
                 )
-            check_lengths(documents, tokenizer, template, settings.max_prompt_tokens)
-    return unchecked
+            check_lengths(corpus.documents, tokenizer, template, settings.max_prompt_tokens)
+    return notes, unchecked
 
 
 def check_combinations(config: Config, size: Figures) -> None:

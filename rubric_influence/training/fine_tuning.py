@@ -7,7 +7,7 @@ starts share every batch.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -24,10 +24,10 @@ from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.records import Answered
 from rubric_influence.core.scratch import Workplace
 from rubric_influence.influence.moments import capture_moments, save_moments
+from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.models.processes import finish, open_state, share_batch
 from rubric_influence.models.progress import show_progress
-from rubric_influence.synthesis.prompts import ask_answer
 
 
 def build_lora(lora: Lora) -> LoraConfig:
@@ -173,12 +173,12 @@ def train_adapter(run: TuningRun, pairs: Sequence[Answered], work: Path) -> list
     tokenizer.padding_side = "right"
     model = load_model(run.spec)
     model.config.use_cache = False
-    questions = [ask_answer(run.prompts, pair.question) for pair in pairs]
-    answers = [[{"role": "assistant", "content": pair.answer}] for pair in pairs]
+    template, limit = run.prompts.answer, run.settings.max_tokens
+    examples = [encode(tokenizer, pair.question, pair.answer, template, limit) for pair in pairs]
     trainer = (SharingTrainer if open_state().num_processes > 1 else SFTTrainer)(
         model,
         arguments,
-        train_dataset=Dataset.from_dict({"prompt": questions, "completion": answers}),
+        train_dataset=Dataset.from_list([asdict(example) for example in examples]),
         processing_class=tokenizer,
         peft_config=build_lora(run.lora),
         callbacks=[KeepCheckpoints(work / "kept", run.checkpoints)],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rubric_influence.evaluation.results import caution, read_out, read_results, tabulate_results
+from rubric_influence.evaluation.results import caution, read_out, read_results, tabulate_measures, tabulate_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,8 +16,8 @@ def make_results(gain: float, low: float, high: float, **other) -> dict:
         return {"mean": mean, "ci95": [mean - 0.1, mean + 0.1], "gain_over_initial": {"mean": gain, "ci95": [*bounds]}}
 
     arms = {"initial": row(0.3), "optimised": row(0.3 + gain, (low, high))}
-    base = {"arms": arms, "items": 10, "seeds": 3, "chance": 0.25, "corpus": "lab", "target_parameters": 900_000}
-    return base | other
+    base = {"measure": "accuracy", "measures": {}, "tasks": {}, "arms": arms, "items": 10, "seeds": 3, "chance": 0.25}
+    return base | {"corpus": "lab", "target_parameters": 900_000} | other
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,29 @@ def test_arms_are_listed_best_first_in_per_cent():
     assert table.loc["optimised", "accuracy %"] == 50.0
     assert table.loc["optimised", "its 95 % interval"] == "+10.0 to +30.0"
     assert table.loc["initial", "95 % interval"] == "20.0 to 40.0"
+
+
+def test_an_exam_of_open_questions_is_read_out_in_nats_with_the_fewest_first():
+    results = make_results(0.2, 0.1, 0.3, measure="answer_nats", chance=None)
+    results["arms"]["optimised"]["mean"] = 0.1  # 0.2 fewer than initial
+    assert list(tabulate_results(results).index) == ["optimised", "initial"]
+    assert "saved +0.200 nats a token of the answer (95 % interval +0.100 to +0.300)" in read_out(results)
+    assert "chance" not in read_out(results)
+
+
+def test_further_measures_show_what_optimising_gained():
+    arms = make_results(0.25, 0.1, 0.3)["arms"]
+    arms["untuned"] = arms["initial"]
+    results = make_results(0.2, 0.1, 0.3, measures={"option_nats": {"arms": arms}}, tasks={"arc: acc": {"arms": arms}})
+    table = tabulate_measures(results)
+    assert list(table.index) == ["nats of the right option among the options", "arc: acc"]
+    assert table.loc["arc: acc", "gain over initial"] == "+0.250" and table.loc["arc: acc", "optimised"] == "0.550"
+
+
+def test_results_of_an_earlier_version_are_told(tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"arms": {}}')
+    with pytest.raises(ValueError, match="is of an earlier version, whose exam scored other tokens"):
+        read_results(tmp_path / "evaluation.json")
 
 
 def test_a_small_target_on_real_text_is_cautioned_against_and_the_lab_is_not():

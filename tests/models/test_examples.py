@@ -1,14 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import FIELD
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
+from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.models.examples import Example, collate, encode
 
+FIELD = world.load_field(Path(__file__).parents[2] / "data/lab/fields/medicine.yaml")
 QUESTION, ANSWER = "what is the mechanism of velomab ?", "velomab acts by calcium-block ."
 # Renders a thought block in the finished turn that the generation prompt does not have, as Qwen3's template does,
 # and another end of the generation prompt, as Gemma's does: the prompt is no prefix of the conversation.
@@ -16,6 +19,11 @@ THOUGHTFUL = (
     "{% for m in messages %}<|{{ m['role'] }}|> {% if m['role'] == 'assistant' %}first , second , {% endif %}"
     "{{ m['content'] }} <|end|> {% endfor %}{% if add_generation_prompt %}<|assistant|> first , ; {% endif %}"
 )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(FIELD)
 
 
 def test_prompt_is_unlabelled_and_answer_with_its_end_is_labelled(tokenizer):
@@ -75,7 +83,7 @@ def test_blank_answer_is_refused(tokenizer, answer):
 def test_tokenizer_without_chat_template_is_refused():
     tokenizer = build_tokenizer(FIELD)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="has no chat template; use a model that ships one"):
+    with pytest.raises(ValueError, match="chat template of .* cannot render the turns user"):
         encode(tokenizer, QUESTION, ANSWER)
 
 

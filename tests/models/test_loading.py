@@ -8,6 +8,7 @@ from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.lab.world import load_field
 from rubric_influence.models import loading as models
+from rubric_influence.models.chat import PLAIN_TEMPLATE
 from rubric_influence.models.loading import load_model, load_tokenizer
 
 
@@ -76,10 +77,9 @@ def test_a_folder_without_tokenizer_is_refused(folder):
         load_tokenizer(ModelSpec(path=str(folder)))
 
 
-def test_a_tokenizer_without_chat_template_is_refused(folder):
+def test_a_tokenizer_without_chat_template_gets_the_plain_one(folder):
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template"):
-        load_tokenizer(ModelSpec(path=str(folder)))
+    assert load_tokenizer(ModelSpec(path=str(folder))).chat_template.endswith(PLAIN_TEMPLATE)
 
 
 def test_pickled_weights_are_refused(folder, saved):

@@ -20,10 +20,11 @@ def phase(first: float, last: float) -> dict[str, dict]:
 
 METRICS = {
     "evaluation": {
+        "measure": "accuracy",
         "arms": {
             "initial": {"mean": 0.25, "gain_over_initial": {"mean": 0.0, "ci95": [0.0, 0.0]}},
             "optimised": {"mean": 0.75, "gain_over_initial": {"mean": 0.5, "ci95": [0.4, 0.6]}},
-        }
+        },
     },
     "gate": {
         "passed": True,

@@ -3,16 +3,16 @@
 import pandas as pd
 
 from rubric_influence.core.config import Config
-from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
+from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus, TextCorpus
 from rubric_influence.core.files import write_json, write_records
 from rubric_influence.core.paths import DOCUMENTS, EXAM, METRICS
+from rubric_influence.data.book_corpora import build_book
 from rubric_influence.data.corpora import Corpus, build_text
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import check_disjoint
 from rubric_influence.lab.building import build_lab
-from rubric_influence.models.chat import render
 from rubric_influence.models.loading import load_tokenizer
-from rubric_influence.synthesis.prompts import ask_answer
+from rubric_influence.pipeline.preflight import check_target
 
 
 def make_corpus(config: Config) -> Corpus:
@@ -22,23 +22,11 @@ def make_corpus(config: Config) -> Corpus:
     for spec, template in ((models.rubric_generator, prompts.rubric), (models.teacher, prompts.pair)):
         if not spec.endpoint:  # whose tokenizer is not known here
             check_lengths(corpus.documents, load_tokenizer(spec), template, config.synthesis.max_prompt_tokens)
-    check_pairs_fit(config)
+    check_target(config, corpus.exam)
     write_records(DOCUMENTS, corpus.documents)
     write_records(EXAM, corpus.exam)
     write_json(METRICS / "corpus.json", corpus.report)
     return corpus
-
-
-def check_pairs_fit(config: Config) -> None:
-    """Raise ValueError where the longest pair that the teacher may write would be cut in training or scoring."""
-    opening = render(load_tokenizer(config.models.target), ask_answer(config.prompts, ""), add_generation_prompt=True)
-    needed = len(opening) + config.synthesis.max_pair_tokens
-    for name, limit in (("warmup", config.warmup.max_tokens), ("finetuning", config.finetuning.max_tokens)):
-        if limit < needed:
-            raise ValueError(
-                f"{name}.max_tokens is {limit}, but a pair may take {needed} tokens (synthesis.max_pair_tokens and "
-                f"{len(opening)} for the chat template), so answers could be cut off; raise it or lower max_pair_tokens"
-            )
 
 
 def tabulate_exam(corpus: Corpus) -> pd.DataFrame:
@@ -47,11 +35,13 @@ def tabulate_exam(corpus: Corpus) -> pd.DataFrame:
     return rows.groupby(["topic", "split"]).size().unstack(fill_value=0)
 
 
-def build_corpus(config: LabCorpus | TextCorpus) -> Corpus:
+def build_corpus(config: LabCorpus | TextCorpus | BookCorpus) -> Corpus:
     """The documents and the split exam of a corpus section, with counts of what was read, dropped and cut.
 
     The report holds documents_read, duplicates_dropped (documents and chunks), chunks (before the cut to
     max_documents), documents, words (min, median, max), questions_read, repeated_questions_dropped and exam (items a
     split). Raises ValueError for anything that cannot be used.
     """
+    if isinstance(config, BookCorpus):
+        return build_book(config)
     return build_lab(config) if isinstance(config, LabCorpus) else build_text(config)

@@ -1,60 +1,104 @@
 """Stage 9: the exam, sat by the target as it is and after fine-tuning on every arm."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.files import read_records, write_json
 from rubric_influence.core.paths import ANSWERS, EXAM, FINETUNED, METRICS, PLOTS, UNTUNED, list_arms, seed_folder
 from rubric_influence.core.records import ExamItem
-from rubric_influence.evaluation.harness import evaluate
+from rubric_influence.evaluation.exam import LOSSES, MAIN, Sitting, mark_written, sit
 from rubric_influence.evaluation.intervals import summarise
+from rubric_influence.evaluation.tasks import TaskScores, find_tasks, sit_tasks
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
+Values = dict[str, NDArray[np.float64]]  # arm -> [seeds, items]
+
 
 def evaluate_arms(config: Config) -> dict:
-    """Accuracy on the test split by arm, with paired bootstrap intervals; also metrics/evaluation.json.
+    """Every measure on the test split by arm, with paired bootstrap intervals; also metrics/evaluation.json.
 
-    data/evaluation/answers.parquet says for every arm, seed and item whether the answer was right.
+    `arms` has the figures of `measure`: accuracy, or answer_nats for an exam of open questions alone. `measures` has
+    those of all others that apply to some item, `tasks` those of evaluation.tasks, each by arm.
+    data/evaluation/answers.parquet has a row for every arm, seed and item.
     """
     items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
     arms, seeds = list_arms(config), config.seeds
+    if config.evaluation.tasks:
+        find_tasks(config.evaluation.tasks, config.evaluation.tasks_folder)  # a misspelt one ends it here
     jobs = [(config, items, UNTUNED, seeds[0]), *((config, items, arm, seed) for arm in arms for seed in seeds)]
-    untuned, *tuned = run_jobs(evaluate_arm, jobs, config.machine)
-    by_arm = np.stack(tuned).reshape(len(arms), len(seeds), len(items))
-    correct = {UNTUNED: np.stack([untuned] * len(seeds)), **dict(zip(arms, by_arm, strict=True))}
-    figures = summarise(correct, "initial", config.evaluation.bootstrap, seeds[0])
+    (untuned, *tuned) = run_jobs(evaluate_arm, jobs, config.machine)
+    sat = {UNTUNED: [untuned] * len(seeds)}
+    sat |= {arm: tuned[place * len(seeds) :][: len(seeds)] for place, arm in enumerate(arms)}
+    measures = {}
+    for measure in Sitting.__dataclass_fields__:
+        values = {arm: np.stack([getattr(sitting, measure) for sitting, _ in by_seed]) for arm, by_seed in sat.items()}
+        applies = ~np.isnan(values[UNTUNED][0])
+        if applies.any():
+            chosen = {arm: rows[:, applies] for arm, rows in values.items()}
+            measures[measure] = compare(config, chosen, measure, measure in LOSSES) | {"items": int(applies.sum())}
+    tasks = {
+        name: compare(config, {arm: stack_task(rows, name) for arm, rows in sat.items()}, name, scores.losses)
+        for name, scores in untuned[1].items()
+    }
+    main = next(measure for measure in MAIN if measure in measures)
+    options = [len(item.options) for item in items if item.options]
     results = {
-        "arms": figures,
+        "measure": main,
+        "arms": measures.pop(main)["arms"],
+        "measures": measures,
+        "tasks": tasks,
         "items": len(items),
         "seeds": len(seeds),
-        "chance": round(float(np.mean([1 / len(item.options) for item in items])), 4),
+        "chance": round(float(np.mean([1 / count for count in options])), 4) if options else None,
         "corpus": config.corpus.kind,
         "target_parameters": load_model(config.models.target).num_parameters(),
     }
     write_json(METRICS / "evaluation.json", results)
     asked = {"item_id": [item.id for item in items], "topic": [item.topic for item in items]}
     answers = [
-        pd.DataFrame({"arm": arm, "seed": seed, **asked, "correct": row})
-        for arm, by_seed in correct.items()
-        for seed, row in zip(seeds, by_seed, strict=True)
+        pd.DataFrame({"arm": arm, "seed": seed, **asked, **asdict(sitting)})
+        for arm, by_seed in sat.items()
+        for seed, (sitting, _) in zip(seeds, by_seed, strict=True)
     ]
     ANSWERS.parent.mkdir(parents=True, exist_ok=True)
     pd.concat(answers, ignore_index=True).to_parquet(ANSWERS, index=False)
     PLOTS.mkdir(exist_ok=True)
-    accuracy = pd.Series({arm: row["mean"] for arm, row in figures.items()}, name="accuracy")
-    accuracy.to_csv(PLOTS / "evaluation.csv", index_label="arm")
+    plotted = pd.Series({arm: row["mean"] for arm, row in results["arms"].items()}, name="mean")
+    plotted.to_csv(PLOTS / "evaluation.csv", index_label="arm")
     return results
 
 
-def evaluate_arm(config: Config, items: list[ExamItem], arm: str, seed: int) -> np.ndarray:
-    """Which items the target answers rightly after fine-tuning on an arm's pairs, bool [items]."""
-    spec = config.models.target
+def stack_task(by_seed: list[tuple[Sitting, dict[str, TaskScores]]], name: str) -> NDArray[np.float64]:
+    return np.stack([tasks[name].values for _, tasks in by_seed])
+
+
+def compare(config: Config, values: Values, measure: str, losses: bool) -> dict:
+    """{"arms": arm -> figures}, with what each arm gains over the initial one."""
+    bootstrap, seed = config.evaluation.bootstrap, config.seeds[0]
+    return {"arms": summarise(values, "initial", bootstrap, seed, measure, losses)}
+
+
+def evaluate_arm(config: Config, items: list[ExamItem], arm: str, seed: int) -> tuple[Sitting, dict[str, TaskScores]]:
+    """What the target makes of the exam, and of evaluation.tasks, after fine-tuning on an arm's pairs."""
+    spec, settings, template = config.models.target, config.evaluation, config.prompts.answer
     if arm == UNTUNED:
         model = load_model(spec)
     else:
         checkpoint = list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1]
         model = load_fine_tuned(spec, checkpoint)  # type: ignore[assignment]  # a PeftModel does what its model does
-    return evaluate(model, load_tokenizer(spec), items, config.prompts, config.evaluation.batch_size)
+    tokenizer = load_tokenizer(spec)
+    sitting = sit(model, tokenizer, items, template, settings.batch_tokens)
+    if settings.answer_tokens:
+        written = mark_written(model, tokenizer, items, template, settings.answer_tokens, settings.batch_tokens)
+        sitting = replace(sitting, exact_match=written[0], token_f1=written[1])
+    if not settings.tasks:
+        return sitting, {}
+    manager = find_tasks(settings.tasks, settings.tasks_folder)
+    scores = sit_tasks(model, tokenizer, manager, settings.tasks, settings.task_batch_size, settings.task_items)
+    return sitting, scores

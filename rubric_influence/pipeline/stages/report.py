@@ -21,11 +21,16 @@ def report_headline() -> dict[str, object]:
 
 
 def tabulate_topics() -> pd.DataFrame:
-    """Accuracy in per cent by arm and exam topic, mean over seeds; one column where the exam names no topics."""
+    """Accuracy in per cent by arm and exam topic, mean over seeds; one column where the exam names no topics.
+
+    Where the exam has open questions alone, nats a token of the right answer.
+    """
     answers = pd.read_parquet(ANSWERS)
     answers["topic"] = answers["topic"].replace("", "(all)")
-    table = answers.pivot_table(index="arm", columns="topic", values="correct", aggfunc="mean")
-    return (100 * table.loc[answers["arm"].unique()]).round(1)
+    by_accuracy = bool(answers["accuracy"].notna().any())
+    measure, unit, digits = ("accuracy", 100, 1) if by_accuracy else ("answer_nats", 1, 3)
+    table = answers.pivot_table(index="arm", columns="topic", values=measure, aggfunc="mean")
+    return (unit * table.loc[answers["arm"].unique()]).round(digits)
 
 
 def tabulate_rubric_choices(corpus: LabCorpus, seeds: list[int]) -> pd.DataFrame:

@@ -23,6 +23,9 @@ TORCH := $(shell grep '^torch==' requirements/core.txt)
 BRIEFLY := | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing collected.*/  installing/p'
 
 repro: .venv/core.done
+	@[ -e .git ] || [ "$$(.venv/bin/dvc config core.no_scm 2>/dev/null)" = true ] || { \
+	  echo "This folder has no .git, which DVC looks for. Clone the repository, run git init here, or let DVC do" \
+	    "without: .venv/bin/dvc config --local core.no_scm true" >&2; exit 1; }
 	.venv/bin/dvc repro
 	.venv/bin/rubric-influence results
 

@@ -23,7 +23,7 @@ from rubric_influence.core.journal import Journal, write_entry
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import ExamItem, QAPair
 from rubric_influence.data.documents import read_documents
-from rubric_influence.data.exams import read_exam
+from rubric_influence.data.exam_formats import read_exam
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.influence.samples import read_shard
 from rubric_influence.synthesis.parsing import parse_pair, parse_rubric

@@ -1,8 +1,10 @@
 """Checks of what users bring, with messages that name the value, what was expected and the fix."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+HALF = re.compile("[\ud800-\udfff]")  # JSON's \ud800 without its partner
 MOST_LISTED = 20  # problems shown in one message; the rest are counted
 
 
@@ -21,7 +23,7 @@ def check_text(value: object, name: str) -> str:
     """`value` without outer blanks. Raises ValueError unless it is non-empty text that UTF-8 can hold."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}, expected non-empty text")
-    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON's \ud800 without its partner
+    if HALF.search(value):
         raise ValueError(f"{name} holds half a surrogate pair, which is no character: {value[:60]!r}; remove it")
     return value.strip()
 

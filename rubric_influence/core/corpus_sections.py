@@ -1,8 +1,17 @@
 """The section `corpus` of a profile: what a run starts from."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from rubric_influence.core.section import Count, Fraction, Section
+
+
+def check_test_share(validation: float, guard: float, dev: float) -> None:
+    """Raise ValueError where these parts of the questions leave none for the test."""
+    if validation + guard + dev >= 1:
+        parts = f"validation ({validation}) + guard ({guard}) + dev ({dev})"
+        raise ValueError(f"{parts} must leave a part of the questions for the test: a sum below 1")
 
 
 class LabCorpus(Section):
@@ -22,13 +31,37 @@ class LabCorpus(Section):
             raise ValueError(f"dev_documents ({dev}) must be below documents ({documents}): the rest is the test")
 
 
+class ExamColumns(Section):
+    """Which columns of an exam's files hold what. A dot goes into an object: `question.stem`.
+
+    Without question and answer, the columns are told by the names that publishers give them, and what is said here
+    goes before that.
+    """
+
+    question: str = ""  # a column, or a text with columns in braces: "{passage}\n\n{question}"
+    options: str | list[str] = []  # a column with a list or an object, or a column an option; none: open questions
+    labels: list[str] = []  # the options of every question, where no column holds them
+    answer: str | list[str] = ""  # the right option's key, text or number, or right answers; several columns must agree
+    answers_are: Literal["keys", "texts", "numbers from 0", "numbers from 1"] | None = None  # where it cannot be told
+    topic: str = ""
+    split: str = ""  # where it says "test", the question is of the publisher's test
+
+    def model_post_init(self, context: object) -> None:
+        if bool(self.question) != bool(self.answer) or (self.options and not self.question):
+            raise ValueError("give the columns of both question and answer, or leave out question, options and answer")
+        if self.options and self.labels:
+            raise ValueError(f"give the columns of options ({self.options}) or labels ({self.labels}), not both")
+
+
 class TextCorpus(Section):
     """Real documents (rubric_influence.data.documents) and a real exam (rubric_influence.data.exams)."""
 
     kind: Literal["text"]
     documents: str  # a folder of .txt, .md or .pdf files, a .jsonl file or PubMedQA's ori_pqal.json
-    exam: str  # PubMedQA's ori_pqal.json, a MedQA-style .jsonl, an MMLU-style .csv or a folder of these
-    exam_format: Literal["pubmedqa", "medqa", "mmlu"]
+    exam: str  # a .csv, .tsv, .json, .jsonl or .parquet file, or a folder of these
+    exam_format: Literal["pubmedqa", "medqa", "mmlu", "table"] = "table"
+    exam_columns: ExamColumns = ExamColumns()  # of exam_format table
+    skip_faulty_questions: bool = False  # leave them out, counted in the report, in place of refusing the exam
     max_documents: Count | None = None  # how many documents are kept, after shuffling by seed; null: all
     max_document_words: Count = 1500  # a longer document is cut into chunks of at most this many words
     validation: Fraction = 0.2
@@ -38,6 +71,28 @@ class TextCorpus(Section):
     seed: int
 
     def model_post_init(self, context: object) -> None:
-        if self.validation + self.guard + self.dev >= 1:
-            parts = f"validation ({self.validation}) + guard ({self.guard}) + dev ({self.dev})"
-            raise ValueError(f"{parts} must leave a part of the questions for the test: a sum below 1")
+        if self.exam_format != "table" and self.exam_columns != ExamColumns():
+            raise ValueError(f"exam_columns are for exam_format: table; exam_format is {self.exam_format}")
+        check_test_share(self.validation, self.guard, self.dev)
+
+
+class BookCorpus(Section):
+    """A textbook with its authors' questions, split by module (rubric_influence.data.book_corpora)."""
+
+    kind: Literal["book"]
+    path: str  # an OpenStax book's repository (a folder, .zip or .tar.gz), or a folder with documents.jsonl
+    book: str | None = None  # its slug, where the repository holds several
+    chapters: Annotated[list[str], Field(min_length=1)] | None = None  # titles of chapters or units; null: all
+    questions: Annotated[list[Literal["multiple_choice", "free_response", "glossary"]], Field(min_length=1)] = [
+        "multiple_choice"
+    ]
+    max_documents: Count | None = None  # from the test's modules in turn; null: all
+    max_document_words: Count = 150  # of a chunk of a module's paragraphs
+    validation: Fraction = 0.3  # of the questions, as near as whole modules come
+    guard: Fraction = 0.1
+    dev: Fraction = 0.1  # the rest is the test, and its modules' text the documents
+    max_exam_items: Count | None = None  # whole modules are taken while their questions are no more than this
+    seed: int
+
+    def model_post_init(self, context: object) -> None:
+        check_test_share(self.validation, self.guard, self.dev)

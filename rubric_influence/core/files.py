@@ -1,7 +1,9 @@
 """Files read and written: UTF-8 text, JSON, JSON Lines and records. Each file is replaced in one step."""
 
 import dataclasses
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +22,13 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text without a byte order mark. Raises ValueError if it is no UTF-8."""
+    """A file's text without a byte order mark, unpacked if it is a .gz. Raises ValueError if it is no UTF-8."""
+    content = Path(path).read_bytes()
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        content = gzip.decompress(content) if str(path).lower().endswith(".gz") else content
+        return content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"not a gzip file ({error})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8") from None
 
@@ -35,10 +41,29 @@ def parse_json(text: str) -> object:
         raise ValueError(f"not JSON ({error})") from None
 
 
+def read_lines(path: str | Path) -> Iterator[str | ValueError]:
+    """A file's lines one by one, unpacked if it is a .gz, without byte order marks; an error for one that is no UTF-8.
+
+    Raises ValueError for a .gz that cannot be unpacked.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            for line in file:
+                try:
+                    yield line.decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    yield ValueError(f"not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"not a gzip file ({error})") from None
+
+
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
-    """Line numbers and values of a JSON Lines file; a value is a ValueError where the line is not JSON."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
+    """Line numbers and values of a JSON Lines file, one by one; a ValueError where a line is no JSON or no UTF-8."""
+    for number, line in enumerate(read_lines(path), start=1):
+        if isinstance(line, ValueError):
+            yield number, line
+        elif line.strip():
             try:
                 yield number, parse_json(line)
             except ValueError as error:

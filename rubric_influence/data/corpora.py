@@ -8,7 +8,8 @@ from rubric_influence.core.corpus_sections import TextCorpus
 from rubric_influence.core.records import Document, ExamItem
 from rubric_influence.core.text import count_words
 from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents
-from rubric_influence.data.exams import SPLITS, drop_repeated_questions, read_exam, shuffle_by_seed, split_exam
+from rubric_influence.data.exam_formats import read_exam
+from rubric_influence.data.exams import SPLITS, drop_repeated_questions, shuffle_by_seed, split_exam
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,14 @@ def build_text(config: TextCorpus) -> Corpus:
     chunks = [chunk for document in unique for chunk in chunk_document(document, config.max_document_words)]
     kept = drop_duplicates(chunks)
     documents = shuffle_by_seed(kept, config.seed)[: config.max_documents]
-    items = read_exam(config.exam, config.exam_format)
+    asked = read_exam(config.exam, config.exam_format, config.exam_columns, config.skip_faulty_questions)
+    items = asked.items
     exam = split_exam(items, config.validation, config.guard, config.dev, config.seed, config.max_exam_items)
     dropped = len(read) - len(unique) + len(chunks) - len(kept)
     report = dict(documents_read=len(read), duplicates_dropped=dropped, chunks=len(kept))
     repeated = len(items) - len(drop_repeated_questions(items))
+    counts = {"open_questions": sum(not item.options for item in exam), "questions_left_out": asked.left_out}
+    report |= {name: count for name, count in counts.items() if count}
     return Corpus(documents, exam, report | describe(documents, exam, len(items), repeated))
 
 

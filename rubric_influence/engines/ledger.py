@@ -76,7 +76,7 @@ class Ledger:
         within_tokens = self.limit_tokens is None or self.tokens + tokens <= self.limit_tokens
         return within_tokens and (self.limit_usd is None or self.usd + usd <= self.limit_usd)
 
-    def refuse(self) -> BudgetReached:
+    def refuse(self) -> RunStopped:
         """The error to raise where there is no room: what is spent, what is kept, how to go on."""
         spent = []
         if self.limit_usd is not None:

@@ -71,6 +71,8 @@ def load_target(
 
     Raises ValueError if a file is missing or damaged, or if model, adapter and moments do not belong together.
     """
+    if not isinstance(checkpoint, str | Path):
+        raise ValueError(f"checkpoint is {checkpoint!r}; give the folder of a LoRA adapter with Adam's moments")
     spec = ModelSpec(path=str(model), dtype=dtype)
     adapted, moments = load_checkpoint(spec, Path(checkpoint), device, learning_rate)
     return Target(adapted, load_tokenizer(spec), moments, template, max_tokens)
@@ -87,7 +89,7 @@ class PairScorer:
     `by` holds each validation pair's group, or is a number of clusters to be found. Then `groups` are the pairs' groups
     (else None), and `names` the columns of scores: "influence", of all validation pairs, and each group, by name.
 
-    Raises ValueError for no validation pairs, not one group for each, or what GradientScorer refuses.
+    Raises ValueError for no Target, no validation pairs, not one group for each, or what GradientScorer refuses.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class PairScorer:
         normalise: bool = False,
         batch_tokens: int = 8192,
     ):
+        if not isinstance(target, Target):
+            raise ValueError(f"target is {target!r:.80}; give what load_target returns, or a Target of your own")
         model, examples = target.model, target.encode(validation, "validation pair")
         groups = group_by_embedding(model, examples, by, batch_tokens, seed=0) if isinstance(by, int) else by
         parts = {} if groups is None else validation_gradients(model, examples, groups, batch_tokens)

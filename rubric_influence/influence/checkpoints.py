@@ -111,7 +111,8 @@ def find_optimizer(folder: Path) -> Path:
             raise ValueError(f"{folder} holds {shards.format(folder)}")
     raise ValueError(
         f"no {' or '.join(OPTIMIZER_FILES)} in {folder}; give a checkpoint-* folder of a Trainer (with "
-        "save_only_model=False) or a folder of Accelerator.save_state"
+        f"save_only_model=False), a folder of Accelerator.save_state, or one with {MOMENTS_FILE}, which save_moments "
+        "writes of what capture_moments takes from an optimizer: scores need Adam's moments at the checkpoint"
     )
 
 

@@ -58,17 +58,22 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def read_shard(path: Path) -> list[Sample]:
-    """The valid pairs of a shard as `rubric-influence synthesise` writes it, perhaps none.
+    """The valid pairs of a shard, perhaps none: those without a `problem`, or all where it has no such column.
 
     Raises ValueError, naming the file, where it is damaged or lacks a column.
     """
     try:
-        rows = parquet.read_table(path, columns=[*REQUIRED, "problem"]).to_pylist()
+        file = parquet.ParquetFile(path)
+        held = [name for name in (*REQUIRED, "problem") if name in file.schema_arrow.names]
+        rows = file.read(columns=held).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is no shard of pairs with {', '.join(REQUIRED)} and problem ({error})") from None
-    if rows and (missing := [name for name in (*REQUIRED, "problem") if name not in rows[0]]):
-        raise ValueError(f"{path} has no column {missing[0]}; give shards as `rubric-influence synthesise` writes them")
-    return [Sample(row["id"], row["question"], row["answer"]) for row in rows if not row["problem"]]
+        raise ValueError(f"{path} is no shard of pairs with {', '.join(REQUIRED)} ({error})") from None
+    if missing := [name for name in REQUIRED if name not in held]:
+        raise ValueError(
+            f"{path} is no shard of pairs: no column {missing[0]}; give shards as `rubric-influence synthesise` writes "
+            "them, or the data folder of a release in the form pairs"
+        )
+    return [Sample(row["id"], row["question"], row["answer"]) for row in rows if not row.get("problem")]
 
 
 def encode_sample(tokenizer: PreTrainedTokenizerBase, template: str, max_tokens: int | None, sample: Sample) -> Example:

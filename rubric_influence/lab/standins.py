@@ -105,9 +105,9 @@ class StandinSettings:
 
 
 def read_texts(config: Config, documents: Path | None = None) -> list[str]:
-    """The chunks of a profile's documents, or of others. Raises ValueError for a profile of the lab."""
+    """The chunks of a profile's documents, or of others. Raises ValueError for a profile of another kind."""
     if not isinstance(config.corpus, TextCorpus):
-        raise ValueError("this is a lab profile, which has its own models; stand-ins are for corpus.kind: text")
+        raise ValueError(f"corpus.kind is {config.corpus.kind}; stand-ins are for corpus.kind: text")
     read = drop_duplicates(read_documents(documents or config.corpus.documents))
     return [chunk.text for document in read for chunk in chunk_document(document, config.corpus.max_document_words)]
 

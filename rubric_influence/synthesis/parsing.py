@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from rubric_influence.engines.base import MAX_OUTPUT_CHARACTERS
 
+PARSER = 1  # raised by 1 where outputs are read in another way: a streamed corpus does not mix two (its run.json)
 MAX_OBJECTS_TRIED = 32  # places where an object may start, the last ones; each costs time linear in the output
 MAX_RUBRIC_CHARACTERS = MAX_QUESTION_CHARACTERS = 4_000
 MAX_ANSWER_CHARACTERS = 16_000

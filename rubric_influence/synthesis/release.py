@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
@@ -13,18 +16,36 @@ from pyarrow import parquet
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.paths import METRICS
-from rubric_influence.core.records import ExamItem, QAPair, Rubric, Written
+from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, Written, content_id
+from rubric_influence.synthesis.forms import FORMS, shape_pair
+from rubric_influence.synthesis.licences import check_licence
 from rubric_influence.synthesis.screening import REMOVED, Screen, remove_flagged
-from rubric_influence.synthesis.streaming import read_run
+from rubric_influence.synthesis.streaming import read_run, stream_documents
 from rubric_influence.synthesis.trace import PairTrace, pick, trace_set
 from rubric_influence.synthesis.writing import FAILED, PAIRS, RUBRICS
 
-COLUMNS = pa.schema(
-    [(name, pa.string()) for name in ("id", "question", "answer", "document_id", "document_source", "rubric_id")]
-    + [(name, pa.string()) for name in ("rubric", "rubric_author", "generator", "teacher", "teacher_model", "flags")]
-    + [("seed", pa.int64()), ("slot", pa.int64()), ("influence", pa.float64()), ("guard_influence", pa.float64())]
-)
-Row = dict[str, object]  # column -> value
+# Of every row, besides `id` and those of its form.
+PROVENANCE = [
+    *((name, pa.string()) for name in ("document_id", "document_title", "document_source", "document", "rubric_id")),
+    *((name, pa.string()) for name in ("rubric", "rubric_author", "generator", "teacher", "teacher_model", "flags")),
+    *(("seed", pa.int64()), ("slot", pa.int64()), ("influence", pa.float64()), ("guard_influence", pa.float64())),
+]
+CHUNK = re.compile(r" \(\d+/\d+\)$")  # ends the title of a part of a longer document (data.documents)
+Row = dict[str, Any]  # column -> value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a release is laid out: `form` is one of FORMS, `test` the part of the documents whose pairs are its test."""
+
+    form: str = "pairs"
+    test: float = 0.0
+
+    def columns(self) -> pa.Schema:
+        return pa.schema([("id", pa.string()), *FORMS[self.form].items(), *PROVENANCE])
+
+
+DEFAULT_LAYOUT = Layout()
 
 
 def list_arm(arm: str, seed: int, counts: Counter[str]) -> Iterator[list[Row]]:
@@ -32,21 +53,41 @@ def list_arm(arm: str, seed: int, counts: Counter[str]) -> Iterator[list[Row]]:
     yield make_rows(trace_set(arm, seed), counts)
 
 
-def list_shards(folder: Path, config: Config, exam: list[ExamItem], counts: Counter[str]) -> Iterator[list[Row]]:
-    """Like `list_arm`, with a batch for every shard of a streamed corpus, checked as `config.quality` says."""
+def list_shards(
+    folder: Path, config: Config, exam: list[ExamItem], counts: Counter[str], documents: Path | None = None
+) -> Iterator[list[Row]]:
+    """Like `list_arm`, with a batch for every shard of a streamed corpus, checked as `config.quality` says.
+
+    `documents`: those of the corpus; without them, rows have no document. Raises ValueError where they are others, or
+    a check needs them.
+    """
     made_by, screen = read_run(folder), Screen(config.quality, exam)
+    if screen.needs_documents and documents is None:
+        raise ValueError("quality.grounding and quality.language: document need the corpus's documents: --documents")
+    stream = iter(stream_documents(documents)) if documents else None
     for path in sorted((folder / PAIRS).glob("*.parquet")):
         try:
             rubrics = {rubric.id: rubric for rubric in read_shard(folder / RUBRICS / path.name, Rubric)}
             pairs = read_shard(path, QAPair)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ValueError(f"{path} or its rubrics cannot be read ({error}); run synthesise again") from None
-        flags = screen.check(pairs)
+        seen = find_documents(stream, {pair.document_id for pair in pairs}, path) if stream else {}
+        flags = screen.check(pairs, {name: document.text for name, document in seen.items()})
         traces = (
-            PairTrace(pair, None, rubrics.get(pair.rubric_id), made_by, found, {})
+            PairTrace(pair, seen.get(pair.document_id), rubrics.get(pair.rubric_id), made_by, found, {})
             for pair, found in zip(remove_flagged(pairs, flags, config.quality.remove), flags, strict=True)
         )
         yield make_rows(traces, counts)
+
+
+def find_documents(stream: Iterator[Document], wanted: set[str], shard: Path) -> dict[str, Document]:
+    """The next documents of the stream up to the last wanted one, by id. Raises ValueError where one does not come."""
+    found: dict[str, Document] = {}
+    while missing := wanted - found.keys():
+        if (document := next(stream, None)) is None:
+            raise ValueError(f"the documents lack {len(missing)} of {shard}; give those that synthesise was given")
+        found[document.id] = document
+    return found
 
 
 def read_shard(path: Path, kind: type[Written]) -> list[Written]:
@@ -69,7 +110,9 @@ def make_rows(traces: Iterable[PairTrace], counts: Counter[str]) -> list[Row]:
         rows.append(
             pick(pair, "id", "question", "answer", "document_id", "rubric_id", "teacher", "seed", "slot")
             | {"generator": trace.made_by["generator"], "teacher_model": trace.made_by["teacher_model"]}
+            | {"document_title": trace.document.title if trace.document else None}
             | {"document_source": trace.document.source if trace.document else None}
+            | {"document": trace.document.text if trace.document else None}
             | {"rubric": rubric.text if rubric else "", "rubric_author": rubric.author if rubric else ""}
             | {"influence": trace.influence.get("validation"), "guard_influence": trace.influence.get("guard")}
             | {"flags": json.dumps(trace.flags)}
@@ -77,34 +120,83 @@ def make_rows(traces: Iterable[PairTrace], counts: Counter[str]) -> list[Row]:
     return rows
 
 
-def write_release(out: Path, batches: Iterable[list[Row]], counts: Counter[str], licence: str, config: Config) -> Path:
-    """Write data/*.parquet and the card; returns `out`. Raises ValueError where it has files, or no pair is kept."""
+def is_test(row: Row, part: float) -> bool:
+    """Whether the row's document is in the test: by a hash, so that it stays there when a corpus grows.
+
+    All chunks of a document are on the same side.
+    """
+    title = row["document_title"] or ""
+    chunk = CHUNK.search(title)
+    whole = content_id(row["document_source"], CHUNK.sub("", title)) if chunk else row["document_id"]
+    return int(content_id("test", whole), 16) < part * 16**16
+
+
+def write_release(
+    out: Path,
+    batches: Iterable[list[Row]],
+    counts: Counter[str],
+    licence: str,
+    config: Config,
+    layout: Layout = DEFAULT_LAYOUT,
+) -> Path:
+    """Write data/*.parquet and the card; returns `out`, which is whole or not there.
+
+    Raises ValueError where it has files, the hub does not know the licence, or a split has no pair.
+    """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; remove it or give another folder")
-    if not licence.strip():
-        raise ValueError("the licence is empty; name that of the documents' publisher, such as cc-by-4.0")
-    for number, rows in enumerate(batches):
-        if rows:
-            (out / "data").mkdir(parents=True, exist_ok=True)
-            parquet.write_table(pa.Table.from_pylist(rows, COLUMNS), out / "data" / f"train-{number:05d}.parquet")
-    if not counts["kept"]:
-        raise ValueError(f"no pair is kept of {counts['requested']}: {dict(counts)}; nothing to release")
-    (out / "README.md").write_text(str(write_card(counts, licence, config)), encoding="utf-8")
+    check_licence(licence)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "data").mkdir(parents=True)
+    try:
+        sizes = write_splits(partial / "data", batches, config, layout)
+        if not counts["kept"]:
+            raise ValueError(f"no pair is kept of {counts['requested']}: {dict(counts)}; nothing to release")
+        if layout.test:
+            counts.update({f"in {side}": size for side, size in sizes.items()})
+        if empty := [side for side, size in sizes.items() if not size]:
+            kept = counts["kept"]
+            raise ValueError(f"no document of {kept} pairs is in {empty[0]}; change --test ({layout.test:g})")
+        (partial / "README.md").write_text(str(write_card(counts, licence, config, layout)), encoding="utf-8")
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def write_card(counts: Counter[str], licence: str, config: Config) -> DatasetCard:
+def write_splits(folder: Path, batches: Iterable[list[Row]], config: Config, layout: Layout) -> dict[str, int]:
+    """Write each batch's rows to a file for each split that has some; returns how many rows a split has."""
+    sizes = dict.fromkeys(["train", "test"] if layout.test else ["train"], 0)
+    for number, rows in enumerate(batches):
+        sides: dict[str, list[Row]] = {side: [] for side in sizes}
+        for row in rows:
+            shaped = shape_pair(layout.form, config.prompts, row["question"], row["answer"])
+            sides["test" if is_test(row, layout.test) else "train"].append(row | shaped)
+        for side, held in sides.items():
+            sizes[side] += len(held)
+            if held:
+                table = pa.Table.from_pylist(held, layout.columns())
+                parquet.write_table(table, folder / f"{side}-{number:05d}.parquet")
+    return sizes
+
+
+def write_card(counts: Counter[str], licence: str, config: Config, layout: Layout) -> DatasetCard:
     """The dataset card. It holds no text that a document or model could have written, so none can change it."""
     language = config.quality.language
+    files = [{"split": side, "path": f"data/{side}-*.parquet"} for side in ("train", "test") if counts[f"in {side}"]]
     data = DatasetCardData(
         license=licence,
-        language=[language] if language else None,
+        language=[language] if language and language != "document" else None,
         task_categories=["question-answering"],
         tags=["synthetic", "rubric-influence"],
-        configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
+        configs=[{"config_name": "default", "data_files": files or "data/*.parquet"}],
     )
     corpus, models = config.corpus, config.models
-    source = Path(corpus.documents).name if corpus.kind == "text" else f"the lab's world of {corpus.field}"
+    if corpus.kind == "lab":
+        source = f"the lab's world of {corpus.field}"
+    else:
+        source = Path(corpus.path if corpus.kind == "book" else corpus.documents).name
     results = METRICS / "evaluation.json"
     lines = [
         *("---", data.to_yaml(), "---", "# Synthetic question-answer pairs", ""),
@@ -115,7 +207,9 @@ def write_card(counts: Counter[str], licence: str, config: Config) -> DatasetCar
         *("", "## Counts", "", "| | pairs |", "|---|---|"),
         *(f"| {name} | {count} |" for name, count in sorted(counts.items())),
         *("", "requested = kept + removed + invalid + failed. Flags are of kept pairs; one may have several."),
-        *("", "## Columns", "", ", ".join(f"`{name}`" for name in COLUMNS.names) + "."),
+        *(("", "Train and test are split by document.") if layout.test else ()),
+        *("", "## Columns", "", ", ".join(f"`{name}`" for name in layout.columns().names) + "."),
+        *("", "`document` is the text, or chunk of a text, that the pair was written from, where it was at hand."),
         *("", "`flags` is JSON: the check and its reason. `generator` and `teacher_model` are fingerprints of the"),
         "checkpoints; `influence` and `guard_influence` are on the validation and guard questions, where scored.",
         *("", "## Checks", "", "```json", config.quality.model_dump_json(indent=2), "```"),

@@ -1,4 +1,4 @@
-"""Checks of every pair: near-duplicates, exam questions, personal data, language and length.
+"""Checks of every pair: near-duplicates, exam questions, personal data, language, length and support by its document.
 
 A check only flags a pair, with the reason; the profile says which checks remove it (`quality.remove`). Pairs may come
 in any number of batches: memory holds the index of near-duplicates.
@@ -6,8 +6,10 @@ in any number of batches: memory holds the index of near-duplicates.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
@@ -15,7 +17,7 @@ from py3langid.langid import LanguageIdentifier
 
 from rubric_influence.core.config import Quality
 from rubric_influence.core.records import ExamItem, QAPair
-from rubric_influence.core.text import list_grams, split_words
+from rubric_influence.core.text import is_spaced, list_grams, split_words
 from rubric_influence.data.contamination import ContaminationIndex
 
 REMOVED = "removed: "  # prefix of the problem of a valid pair that is not kept
@@ -23,6 +25,8 @@ PERMUTATIONS = 128
 SHINGLE = 3  # words
 FEWEST_WORDS = 10  # the language of a shorter text would be a guess
 SUREST = 0.95  # the least probability at which a language is believed
+STEM = 5  # letters: words that begin alike are mostly forms of one
+SHORTEST_STEM = 4  # shorter words, but for numbers, are mostly those of any text
 Flags = dict[str, str]  # check -> why
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [n, h]
 
@@ -63,20 +67,47 @@ def find_personal_data(text: str) -> str:
 
 
 class LanguageCheck:
-    """Finds texts that are surely in another language than the expected one (ISO 639-1)."""
+    """Finds texts that are surely in another language than the expected one, ISO 639-1, or their "document"'s."""
 
     def __init__(self, language: str):
         self.language = language
         self.identifier = LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
-        if language not in self.identifier.labels:
-            raise ValueError(f"quality.language is {language!r}, expected one of {sorted(self.identifier.labels)}")
+        if language not in ("document", *self.identifier.labels):
+            known = ["document", *sorted(self.identifier.labels)]
+            raise ValueError(f"quality.language is {language!r}, expected one of {known}")
+        self.identify_document = lru_cache(maxsize=64)(self.identify)
 
-    def find(self, text: str) -> str:
-        """The reason to flag the text; "" where its language is right, or too uncertain."""
+    def identify(self, text: str) -> str:
+        """The text's language; "" where it is too uncertain."""
         if len(split_words(text)) < FEWEST_WORDS:
             return ""
         found, probability = self.identifier.classify(text)
-        return f"reads as {found}" if found != self.language and probability >= SUREST else ""
+        return found if probability >= SUREST else ""
+
+    def find(self, text: str, document: str = "") -> str:
+        """The reason to flag the text; "" where its language is right, or either language is too uncertain."""
+        found, follows = self.identify(text), self.language == "document"
+        expected = self.identify_document(document) if follows else self.language
+        if not found or not expected or found == expected:
+            return ""
+        return f"reads as {found}" + (f", its document as {expected}" if follows else "")
+
+
+@lru_cache(maxsize=64)  # the pairs of a document come together
+def list_stems(text: str) -> frozenset[str]:
+    """What a text speaks of: its numbers and longer words' first letters, or of scripts without blanks, all pairs."""
+    words = split_words(text)
+    if is_spaced(text):
+        return frozenset(w[:STEM] for w in words if len(w) >= SHORTEST_STEM or any(map(str.isdigit, w)))
+    runs = [(word, following) for word, following in pairwise([*words, ""]) if not is_spaced(word)]
+    pairs = frozenset(word + following for word, following in runs if not is_spaced(following))
+    return pairs | list_stems(" ".join(word for word in words if is_spaced(word)))
+
+
+def measure_support(answer: str, document: str) -> float:
+    """The part of the answer's stems that the document holds, in [0, 1]; 1 for an answer without any, such as "yes"."""
+    stems = list_stems(answer)
+    return len(stems & list_stems(document)) / len(stems) if stems else 1.0
 
 
 class NearDuplicates:
@@ -147,25 +178,40 @@ class Screen:
         part = settings.exam_meaning
         self.meanings = ExamMeanings(exam, embed, part) if embed and part is not None and len(exam) > 1 else None
         self.language = LanguageCheck(settings.language) if settings.language else None
+        self.needs_documents = settings.grounding is not None or settings.language == "document"
 
-    def check(self, pairs: Sequence[QAPair]) -> list[Flags]:
-        """The flags of every pair, in order; a pair with a problem has none and is compared with no other."""
+    def check(self, pairs: Sequence[QAPair], documents: Mapping[str, str] | None = None) -> list[Flags]:
+        """The flags of every pair, in order; a pair with a problem has none and is compared with no other.
+
+        `documents`: id -> text. Raises ValueError where a check needs the document of a pair that is not among them.
+        """
+        texts = documents or {}
+        if self.needs_documents and (lost := [p.id for p in pairs if not p.problem and p.document_id not in texts]):
+            raise ValueError(
+                f"the documents of {len(lost)} pairs ({lost[0]}, ...) are not at hand, and quality.grounding and "
+                "quality.language: document need them; give the documents, or set grounding to null"
+            )
         asked = [pair.question for pair in pairs if not pair.problem]
         meanings = iter(self.meanings.find(asked) if self.meanings and asked else [""] * len(asked))
-        return [{} if pair.problem else self.check_one(pair, next(meanings)) for pair in pairs]
+        return [
+            {} if pair.problem else self.check_one(pair, next(meanings), texts.get(pair.document_id, ""))
+            for pair in pairs
+        ]
 
-    def check_one(self, pair: QAPair, meaning: str) -> Flags:
+    def check_one(self, pair: QAPair, meaning: str, document: str) -> Flags:
         text = f"{pair.question} {pair.answer}"
         words, personal = len(split_words(text)), find_personal_data(text)
         fits = self.settings.shortest <= words <= self.settings.longest
-        earlier = self.seen.add(pair.id, text)
+        earlier, least = self.seen.add(pair.id, text), self.settings.grounding
+        support = 1.0 if least is None else measure_support(pair.answer, document)
         found = {
             "near_duplicate": f"nearly repeats pair {earlier}" if earlier else "",
             "exam_words": self.words.find(text),
             "exam_meaning": meaning,
             "personal_data": f"holds the form of: {personal}" if personal else "",
-            "language": self.language.find(text) if self.language else "",
+            "language": self.language.find(text, document) if self.language else "",
             "length": "" if fits else f"{words} words",
+            "grounding": f"its document holds {support:.2f} of the answer" if support < (least or 0) else "",
         }
         return {check: why for check, why in found.items() if why}
 

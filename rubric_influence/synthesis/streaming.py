@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
 from rubric_influence.data.documents import read_documents
 from rubric_influence.engines.endpoint import EndpointEngine
-from rubric_influence.engines.ledger import Ledger
 from rubric_influence.engines.open import open_engine
+from rubric_influence.synthesis.outcomes import JudgedLedger
+from rubric_influence.synthesis.parsing import PARSER
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS, SynthesisContext, count_records, identify, write_set
 
 
@@ -38,24 +39,28 @@ def synthesise_corpus(
     """budget.final_pairs rubrics and pairs for every document, in shards under `out`.
 
     Returns what OUT/counts.json holds: documents, counts of rubrics and of pairs, ledger. `total`, if known, is the
-    number of documents, for the progress bar. Raises ValueError where `out` was begun with other settings;
-    BudgetReached, EndpointError and OSError as engines and journals do, with everything that was answered kept.
+    number of documents, for the progress bar. Raises ValueError where `out` was begun with other settings; RunStopped
+    where more fails than synthesis.most_failures allows; BudgetReached, EndpointError and OSError as engines and
+    journals do. Everything that was answered is kept. Nothing is written before the first window is read.
     """
-    out = Path(out)
-    begin_run(out / "run.json", config, seed)
-    settings = config.synthesis
-    ledger = Ledger(settings.budget_usd, settings.budget_tokens)
+    out, settings, shape = Path(out), config.synthesis, describe_run(config, seed)
+    check_begun(out, shape)
+    ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
     generator = open_engine(config.models.rubric_generator, settings.batch_size, ledger=ledger, what=RUBRICS)
     teacher = open_engine(config.models.teacher, settings.batch_size, ledger=ledger, what=PAIRS)
-    done, rest = Journal(out / "windows.jsonl"), iter(documents)
-    windows = iter(lambda: list(islice(rest, settings.window)), [])
+    rest = iter(documents)
+    first, windows = list(islice(rest, settings.window)), iter(lambda: list(islice(rest, settings.window)), [])
+    write_json(out / "run.json", shape)
+    done = Journal(out / "windows.jsonl")
     found: dict[str, Any] = {"documents": 0, RUBRICS: Counter(), PAIRS: Counter()}
     with tqdm(total=total, desc="synthesis", unit="document") as bar:
-        for number, window in enumerate(windows):
+        for number, window in enumerate(chain([first] if first else [], windows)):
             name, mark = f"{number:05d}", content_id(*(document.id for document in window))
             entry = done.values.get(name)
             if entry and entry["documents"] == mark and not entry[RUBRICS]["failed"] and not entry[PAIRS]["failed"]:
                 ledger.restore(entry["ledger"])
+                for what, engine in ((RUBRICS, generator), (PAIRS, teacher)):
+                    ledger.tallies[what, engine.name].asked += entry[what]["valid"]
             else:
                 before, journal = ledger.report(), Journal(out / "answers" / f"{name}.jsonl")
                 context = SynthesisContext(config.prompts, settings, seed, journal, ledger)
@@ -79,21 +84,32 @@ def synthesise_corpus(
     return found
 
 
-def begin_run(path: Path, config: Config, seed: int) -> None:
-    """Write the settings that shape the records; where a run goes on, raise ValueError if it was begun with others."""
-    shape = {
+def describe_run(config: Config, seed: int) -> dict[str, Any]:
+    """What shapes the records and the shards of a run, as its run.json holds it."""
+    return {
         "prompts": config.prompts.model_dump(),
         "synthesis": identify(config.synthesis),
         "window": config.synthesis.window,  # decides what is in which shard
         "pairs": config.budget.final_pairs,
         "models": [fingerprint(config.models.rubric_generator), fingerprint(config.models.teacher)],
         "seed": seed,
+        "parser": PARSER,
     }
-    if not path.exists():
-        write_json(path, shape)
+
+
+def check_begun(out: Path, shape: dict[str, Any]) -> None:
+    """Raise ValueError where answers in `out` are of a run of another shape."""
+    path = out / "run.json"
+    if not path.exists() or not any(file.stat().st_size for file in out.rglob("*.jsonl")):
+        return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    if other := [key for key in shape if begun.get(key) != shape[key]]:
-        raise ValueError(f"{path.parent} was begun with other {', '.join(other)}; set them back or give another folder")
+    if other := [key for key in shape if key != "parser" and begun.get(key) != shape[key]]:
+        raise ValueError(f"{out} was begun with other {', '.join(other)}; set them back or give another folder")
+    if begun.get("parser") != PARSER:
+        raise ValueError(
+            f"{out} was begun by a version that read answers in another way, and its shards would not be of one kind; "
+            f"copy {out / 'answers'} into a new folder and give that: answers are read anew, not asked for again"
+        )
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pyarrow import parquet
 
-from rubric_influence.core.files import read_records
+from rubric_influence.core.checks import check_object
+from rubric_influence.core.files import read_json_lines, read_records
 from rubric_influence.core.paths import DOCUMENTS, FINAL, seed_folder
 from rubric_influence.core.records import Document, QAPair, Rubric
 from rubric_influence.synthesis.screening import Flags
@@ -51,8 +52,9 @@ def pick(record: object, *names: str) -> Json:
 
 
 def trace_set(arm: str, seed: int) -> Iterator[PairTrace]:
-    """Every pair of one arm and seed, in order. Raises ValueError where the files of the set are not whole."""
+    """Every pair of one arm and seed, in order. Raises ValueError for an unknown set and for one that is not whole."""
     folder = seed_folder(FINAL / arm, seed)
+    check_known(arm, seed)
     wanted = [DOCUMENTS, *(folder / name for name in ("pairs.jsonl", "rubrics.jsonl", "traces.jsonl", "made_by.json"))]
     if missing := [str(path) for path in wanted if not path.is_file()]:
         raise ValueError(f"arm {arm!r}, seed {seed} lacks {', '.join(missing)}; run the stage final first")
@@ -61,8 +63,7 @@ def trace_set(arm: str, seed: int) -> Iterator[PairTrace]:
     made = json.loads((folder / "made_by.json").read_text(encoding="utf-8"))
     made_by = {"generator": made["generator"], "teacher_model": made["teacher"]}
     made_by |= {"prompts": made["prompts"], "run_seed": made["seed"]}
-    lines = (folder / "traces.jsonl").read_text(encoding="utf-8").splitlines()
-    found = {row["id"]: row for row in map(json.loads, lines)}
+    found = {row["id"]: row for row in (check_object(row) for _, row in read_json_lines(folder / "traces.jsonl"))}
     for pair in read_records(folder / "pairs.jsonl", QAPair):
         document, rubric, row = texts.get(pair.document_id), rubrics.get(pair.rubric_id), found.get(pair.id)
         if not document or not row or (pair.rubric_id and not rubric):
@@ -70,12 +71,32 @@ def trace_set(arm: str, seed: int) -> Iterator[PairTrace]:
         yield PairTrace(pair, document, rubric, made_by, row["flags"], row["influence"])
 
 
+def list_sets() -> dict[str, list[int]]:
+    """Arm -> the seeds that data/final has its sets of."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(FINAL.glob("*/seed-*")):
+        found.setdefault(path.parent.name, []).append(int(path.name.removeprefix("seed-")))
+    return found
+
+
+def check_known(arm: str, seed: int) -> None:
+    """Raise ValueError, saying what there is, where data/final has no set of the arm and seed."""
+    if not (known := list_sets()):
+        raise ValueError(f"no final set in {FINAL}; run the stage final first: make repro")
+    if arm not in known:
+        raise ValueError(f"no arm {arm!r} in {FINAL}; its arms are {', '.join(known)}")
+    if seed not in known[arm]:
+        raise ValueError(f"no seed {seed} of the arm {arm} in {FINAL}; its seeds are {', '.join(map(str, known[arm]))}")
+
+
 def find_pair(pair_id: str) -> list[Json]:
     """Every trace of a pair in data/final as JSON, over arms and seeds. Raises ValueError where no set holds it."""
+    if not (sets := list_sets()):
+        raise ValueError(f"no final set in {FINAL}; run the stage final first (make repro), or give --corpus")
     traces = []
-    for path in sorted(FINAL.glob("*/seed-*/pairs.jsonl")):
-        if pair_id in path.read_text(encoding="utf-8"):
-            arm, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed-"))
+    for arm, seed in ((arm, seed) for arm, seeds in sets.items() for seed in seeds):
+        path = seed_folder(FINAL / arm, seed) / "pairs.jsonl"
+        if path.is_file() and pair_id in path.read_text(encoding="utf-8"):
             traces += [trace.to_json(arm) for trace in trace_set(arm, seed) if trace.pair.id == pair_id]
     if not traces:
         raise ValueError(f"no pair {pair_id!r} in {FINAL}; give the id of a line of its pairs.jsonl")

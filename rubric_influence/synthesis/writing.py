@@ -17,14 +17,12 @@ from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, Written, content_id
 from rubric_influence.core.seeds import seed_attempt, seed_batch
 from rubric_influence.engines.base import Completion, Engine, Sampling
-from rubric_influence.engines.ledger import Ledger
 from rubric_influence.models.chat import Conversation
+from rubric_influence.synthesis.outcomes import FAILED, PAIRS, RUBRICS, JudgedLedger, explain
 from rubric_influence.synthesis.parsing import PairOutput, RubricOutput, parse_pair, parse_rubric
 from rubric_influence.synthesis.prompts import ask_pair, ask_rubric
 
 Task = TypeVar("Task")
-RUBRICS, PAIRS = "rubrics", "pairs"  # what is asked for, as the ledger names it
-FAILED = "request failed: "  # prefix of the problem of a record for which no answer came
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SynthesisContext:
     settings: Synthesis
     seed: int
     journal: Journal  # keeps the answers of engines that do not keep them
-    ledger: Ledger = field(default_factory=Ledger)  # counts these answers, and holds the budget
+    ledger: JudgedLedger = field(default_factory=JudgedLedger)  # counts these answers, holds the budget, judges them
 
 
 class PairTask(NamedTuple):
@@ -47,8 +45,8 @@ class PairTask(NamedTuple):
 
 
 def identify(settings: Synthesis) -> dict[str, Any]:
-    """The settings that shape the records. A budget only stops a run, and a window only cuts it into parts."""
-    return settings.model_dump(exclude={"budget_usd", "budget_tokens", "window"})
+    """The settings that shape the records. Others only stop a run or, as a window, cut it into parts."""
+    return settings.model_dump(exclude={"most_failures", "budget_usd", "budget_tokens", "window"})
 
 
 def sample_pairs(settings: Synthesis, seed: int) -> Sampling:
@@ -66,7 +64,7 @@ def read_rubric(completion: Completion, document: Document, author: str, seed: i
     With a problem, the record has `raw` in place of a text: what was parsed may hold characters that UTF-8 cannot.
     """
     text, problem = parse_rubric(completion.text)
-    problem = FAILED + completion.failure if completion.failure else problem
+    problem = explain(completion, problem)
     kept, raw = ("", completion.text) if problem else (text, "")
     return Rubric(kept, document.id, author, seed, slot, problem, raw)
 
@@ -74,7 +72,7 @@ def read_rubric(completion: Completion, document: Document, author: str, seed: i
 def read_pair(completion: Completion, task: PairTask, teacher: str, seed: int) -> QAPair:
     """The pair in a completion, valid or with its problem, as `read_rubric` reads a rubric."""
     question, answer, problem = parse_pair(completion.text)
-    problem = FAILED + completion.failure if completion.failure else problem
+    problem = explain(completion, problem)
     kept, raw = (("", ""), completion.text) if problem else ((question, answer), "")
     rubric_id = task.rubric.id if task.rubric else ""
     return QAPair(*kept, task.document.id, rubric_id, teacher, seed, task.slot, problem, raw)
@@ -86,7 +84,7 @@ def generate_texts(
     """The engine's answers, in order, batch by batch; batches that the journal holds are not asked for again.
 
     An independent engine is asked for all of them at once, and keeps and counts them itself. Raises BudgetReached
-    where the ledger has no room left.
+    where the ledger has no room left, and RunStopped where it finds that most answers cannot be used.
     """
     if engine.independent:
         return engine.generate(conversations, sampling)
@@ -140,7 +138,10 @@ def ask_until_valid(
 def write_rubrics(
     engine: Engine, documents: Sequence[Document], per_document: int, context: SynthesisContext
 ) -> list[Rubric]:
-    """`per_document` rubrics for every document, then the rejected ones (see `ask_until_valid`)."""
+    """`per_document` rubrics for every document, then the rejected ones (see `ask_until_valid`).
+
+    Raises RunStopped, as `write_pairs` does, where more are lost than synthesis.most_failures allows.
+    """
 
     def request(tasks: list[tuple[Document, int]], seed: int) -> list[Rubric]:
         asked = [ask_rubric(context.prompts, document.text) for document, _ in tasks]
@@ -151,7 +152,9 @@ def write_rubrics(
     settings = context.settings
     schema = RubricOutput if settings.constrained else None
     slots = [(document, slot) for document in documents for slot in range(per_document)]
-    return ask_until_valid(slots, settings.attempts, context.seed, request)
+    rubrics = ask_until_valid(slots, settings.attempts, context.seed, request)
+    context.ledger.settle(RUBRICS, engine.name, rubrics[: len(slots)])
+    return rubrics
 
 
 def write_pairs(engine: Engine, tasks: Sequence[PairTask], context: SynthesisContext) -> list[QAPair]:
@@ -162,7 +165,9 @@ def write_pairs(engine: Engine, tasks: Sequence[PairTask], context: SynthesisCon
         written = generate_texts(engine, asked, sample_pairs(context.settings, seed), PAIRS, context)
         return [read_pair(text, task, engine.name, seed) for text, task in zip(written, chosen, strict=True)]
 
-    return ask_until_valid(tasks, context.settings.attempts, context.seed, request)
+    pairs = ask_until_valid(tasks, context.settings.attempts, context.seed, request)
+    context.ledger.settle(PAIRS, engine.name, pairs[: len(tasks)])
+    return pairs
 
 
 def deal_rubrics(texts: Sequence[str], author: str, documents: Sequence[Document], per_document: int) -> list[Rubric]:

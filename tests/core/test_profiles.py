@@ -1,5 +1,6 @@
 """Every committed profile loads, validates and can be planned without weights."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,26 @@ def test_a_profile_that_a_stage_would_trip_over_cannot_be_planned(monkeypatch: p
         make_plan(load_config("params.yaml", {"synthesis": {"max_prompt_tokens": 20}}))
     with pytest.raises(ValueError, match="nothing-here"):
         make_plan(load_config("params.yaml", {"corpus": {"field": "data/lab/fields/nothing-here.yaml"}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"modles": 1}, "  modles: unknown parameter (value 1); did you mean models?"),
+        ({"rl": {"stepz": 3}}, "  rl.stepz: unknown parameter (value 3); did you mean steps?"),
+        ({"corpus": {"documnts": 3}}, "  corpus.lab.documnts: unknown parameter (value 3); did you mean documents?"),
+        ({"rl": {"lora": {"r": 4, "alpha": 4, "target": "x"}}}, "rl.lora.target: .*; did you mean targets?"),
+        ({"budget": {"xyz": 1}}, "budget.xyz: .*; there is initial_pairs, final_pairs"),
+        (
+            {"models": {"teacher": {"endpoint": {"base_url": "http://localhost/v1", "tmeout": 1}}}},
+            "did you mean timeout?",
+        ),
+    ],
+)
+def test_an_unknown_parameter_is_told_with_the_nearest_of_its_section(changes, line):
+    with pytest.raises(ValueError) as caught:
+        load_config(ROOT / "params.yaml", changes)
+    assert re.search(re.escape(line).replace(r"\.\*", ".*"), str(caught.value))
 
 
 def test_the_papers_profile_holds_the_papers_numbers():

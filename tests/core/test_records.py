@@ -91,7 +91,7 @@ def test_what_is_no_record_is_named_by_file_line_and_fault(tmp_path, line, messa
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="d.jsonl is not UTF-8 text"):
+    with pytest.raises(ValueError, match="d.jsonl, line 1: not UTF-8 text"):
         read_records(tmp_path / "d.jsonl", Document)
 
 

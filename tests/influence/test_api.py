@@ -208,6 +208,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused(inputs, tmp_path, missing, me
         load_target("./nowhere", inputs / "a")
 
 
+def test_what_is_no_target_or_checkpoint_is_named(inputs):
+    with pytest.raises(ValueError, match="target is 'x'; give what load_target returns"):
+        PairScorer("x", VALIDATION)
+    with pytest.raises(ValueError, match="checkpoint is None; give the folder of a LoRA adapter"):
+        load_target(inputs / "model", None)
+
+
 # The package
 
 

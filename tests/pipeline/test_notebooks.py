@@ -1,12 +1,15 @@
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from rubric_influence.pipeline.notebooks import drop_volatile, execute
+from rubric_influence.core.checks import RunStopped
+from rubric_influence.pipeline.notebooks import describe_end, drop_volatile, execute
 
 REPOSITORY = Path(__file__).parents[2]
 # What stages do: results on standard output, progress on standard error, in between and at any pace.
@@ -84,7 +87,64 @@ def test_a_kernel_that_dies_ends_in_one_with_a_message(tmp_path):
     source = write_notebook(tmp_path / "stage.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     result = run(tmp_path, source.name, "out.ipynb")
     assert result.returncode == 1
-    assert "stage.ipynb stopped: its kernel died" in result.stderr.strip().splitlines()[-1]
+    assert "stage.ipynb stopped: its kernel died: it was killed (SIGKILL)" in result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("code", "short_of_memory", "said"),
+    [
+        (-9, True, "its kernel died: it was killed (SIGKILL), as the system was short of memory"),
+        (-9, False, "its kernel died: it was killed (SIGKILL) by someone, or for want of memory"),
+        (-11, False, "its kernel died of SIGSEGV in native code"),
+        (-64, False, "its kernel died of SIGRTMAX"),
+        (-50, False, "its kernel died of signal 50"),
+        (3, False, "its kernel ended itself with exit code 3: code that it ran called exit, perhaps"),
+    ],
+)
+def test_a_death_is_told_with_its_signal_or_exit_code(code, short_of_memory, said):
+    assert describe_end(code, short_of_memory) == said
+
+
+def test_a_kernel_that_exits_is_not_said_to_have_been_killed(tmp_path):
+    source = write_notebook(tmp_path / "stage.ipynb", "import os; os._exit(3)")
+    with pytest.raises(RunStopped, match="stage.ipynb stopped: its kernel ended itself with exit code 3"):
+        execute(source, tmp_path / "out.ipynb")
+
+
+def test_other_kernels_and_profiles_change_nothing(tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["false"], "display_name": "another", "language": "python"}')
+    startup = tmp_path / "ipython/profile_default/startup/00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("ran_at_start = True")
+    temporary = tmp_path / ("long-" * 16)
+    temporary.mkdir()
+    for name, value in (("JUPYTER_PATH", "jupyter"), ("IPYTHONDIR", "ipython"), ("TMPDIR", temporary.name)):
+        monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    source = write_notebook(tmp_path / "stage.ipynb", "import sys; print(sys.executable, 'ran_at_start' in globals())")
+    execute(source, tmp_path / "out.ipynb")
+    assert list_texts(tmp_path / "out.ipynb") == [f"{sys.executable} False\n"]
+
+
+def test_notebooks_at_once_in_one_folder_do_not_meet(tmp_path):
+    sources = [write_notebook(tmp_path / f"{name}.ipynb", f"print('{name}')") for name in "abc"]
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda source: run(tmp_path, source.name, f"out/{source.name}"), sources))
+    assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
+    assert [list_texts(tmp_path / "out" / source.name) for source in sources] == [["a\n"], ["b\n"], ["c\n"]]
+    assert not list(tmp_path.glob("kernel*"))
+
+
+def test_a_parameter_that_the_notebook_lacks_is_refused_before_it_runs(tmp_path):
+    magic = "%config Completer.use_jedi = False\nepochs, rate = 1, 0.1"
+    source = write_notebook(tmp_path / "stage.ipynb", "print(epochs)", parameters=magic)
+    with pytest.raises(ValueError, match="stage.ipynb has no parameter 'epoch'; did you mean epochs\\?"):
+        execute(source, tmp_path / "out.ipynb", {"epoch": 3})
+    with pytest.raises(ValueError, match="has no parameter 'seed'; it has epochs, rate"):
+        execute(source, tmp_path / "out.ipynb", {"rate": 0.2, "seed": 3})
+    assert not (tmp_path / "out.ipynb").exists()
 
 
 @pytest.mark.parametrize("content", [None, "not a notebook", "{}"])

@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rubric_influence.core.records import content_id
 from rubric_influence.lab.pretraining import render_pair, render_rubric
 from rubric_influence.synthesis.parsing import (
     MAX_OBJECTS_TRIED,
     MAX_OUTPUT_CHARACTERS,
     MAX_QUESTION_CHARACTERS,
+    PARSER,
     PairOutput,
     ParsedPair,
     ParsedRubric,
@@ -30,6 +32,28 @@ HOSTILE = st.lists(
     | st.sampled_from(["[THINK]", "[/THINK]", "<|channel|>analysis", "<|channel|>final", "\\nu", "\\text", "\\u12"])
     | st.text(max_size=3)
 ).map("".join)
+
+
+def test_the_parsers_number_is_raised_where_outputs_are_read_in_another_way():
+    """If this fails, outputs are read differently: raise PARSER, and put its number and the new digest here."""
+    pair = r'{"question": "what is $\\frac{1}{2}$ of\nit ?", "answer": "a %s, \\u00e9\nu \nu"}'
+    outputs = [
+        pair % "drug",
+        f"<think>{pair % 'draft'}</think> so {pair % 'drug'} and {{}}",
+        pair % "{rubric}",
+        pair % "",
+        "",
+    ]
+    outputs += [
+        f"<think> {pair}",
+        '{"answer": "yes"}',
+        '{"question": "q", "answer": "yes"}',
+        '{"rubric": "ask it"}',
+        "[THINK]",
+    ]
+    parsed = [parse(output) for output in outputs for parse in (parse_rubric, parse_pair)]
+    read = [(*texts, bool(problem)) for *texts, problem in parsed]  # a problem's wording may change
+    assert (PARSER, content_id(*read)) == (1, "a35675c413280287")
 
 
 def test_the_labs_output_is_parsed():

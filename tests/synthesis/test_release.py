@@ -14,12 +14,14 @@ from datasets import load_dataset
 from faulty_server import FaultyServer
 from huggingface_hub import DatasetCard
 
+from rubric_influence.core.config import Quality
 from rubric_influence.core.files import write_json, write_records
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric
-from rubric_influence.synthesis.release import list_arm, list_shards, push_release, write_release
+from rubric_influence.synthesis.licences import check_licence
+from rubric_influence.synthesis.release import Layout, is_test, list_arm, list_shards, push_release, write_release
 from rubric_influence.synthesis.streaming import synthesise_corpus
-from rubric_influence.synthesis.trace import find_pair
+from rubric_influence.synthesis.trace import find_pair, trace_set
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = Document("velomab is a drug .", "velomab", "list.txt")
@@ -74,11 +76,52 @@ def test_a_set_that_is_not_whole_is_refused(project):
         find_pair(PAIRS[0].id)
 
 
+def test_an_unknown_set_is_told_with_those_that_there_are(project, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no arm 'best' in data/final; its arms are optimised$"):
+        next(trace_set("best", 0))
+    with pytest.raises(ValueError, match="no seed 3 of the arm optimised in data/final; its seeds are 0$"):
+        next(trace_set("optimised", 3))
+    monkeypatch.chdir(tmp_path / "data")
+    for look in (lambda: find_pair("x"), lambda: next(trace_set("optimised", 0))):
+        with pytest.raises(ValueError, match="no final set in data/final; run the stage final first"):
+            look()
+
+
+@pytest.mark.parametrize(
+    ("licence", "hint"),
+    [("cc-by-4", "did you mean cc-by-4.0"), ("Apache 2.0", "did you mean apache-2.0"), ("mine", "such as cc-by-4.0")],
+)
+def test_a_licence_that_the_hub_lacks_is_refused_with_the_nearest(licence, hint):
+    with pytest.raises(ValueError, match=f"the hub has no licence '{licence}': .*{hint}.*is called other"):
+        check_licence(licence)
+
+
+def test_chunks_of_a_document_are_on_one_side_and_stay_there():
+    rows = [
+        {"document_id": f"{n}{k}", "document_title": f"chapter {n} ({k}/3)", "document_source": "book.txt"}
+        for n in range(200)
+        for k in (1, 2, 3)
+    ]
+    sides = {(row["document_title"][:-6], is_test(row, 0.2)) for row in rows}
+    assert len(sides) == 200 and 25 <= sum(side for _, side in sides) <= 55
+    assert all(is_test(row, 0.3) for row in rows if is_test(row, 0.2))
+    unknown = [{"document_id": str(n), "document_title": None, "document_source": None} for n in range(200)]
+    assert 25 <= sum(is_test(row, 0.2) for row in unknown) <= 55
+
+
+def test_a_split_without_a_document_is_refused_and_leaves_nothing(project, config):
+    counts = Counter()
+    with pytest.raises(ValueError, match=r"no document of 1 pairs is in (test|train); change --test \(0.5\)"):
+        write_release(Path("out"), list_arm("optimised", 0, counts), counts, "mit", config, Layout(test=0.5))
+    assert not list(Path().glob("out*"))
+
+
 def test_what_is_released_loads_as_a_dataset_with_its_card(project, config):
     folder, counts = release(config)
     assert counts == {"requested": 3, "kept": 1, "invalid": 1, "removed: near_duplicate": 1, "flagged: length": 1}
     (row,) = load_dataset(str(folder), cache_dir=str(project / "cache"))["train"]
     assert row["question"] == "what is the dose ?" and row["rubric"] == RUBRIC.text and row["influence"] == 0.5
+    assert (row["document"], row["document_title"]) == (DOCUMENT.text, DOCUMENT.title)
     assert row["generator"] == "g0" and json.loads(row["flags"]) == {"length": "5 words"}
     card = DatasetCard.load(folder / "README.md")
     assert card.data.license == "cc-by-4.0" and "| requested | 3 |" in card.text
@@ -88,11 +131,13 @@ def test_nothing_is_written_over_and_a_licence_must_be_named(project, config):
     release(config)
     with pytest.raises(ValueError, match="out is not empty"):
         release(config)
-    with pytest.raises(ValueError, match="the licence is empty"):
+    with pytest.raises(ValueError, match="the hub has no licence ' '"):
         write_release(Path("other"), [], Counter(), " ", config)
 
 
-def test_streamed_shards_are_checked_and_released(tmp_path, config, monkeypatch):
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """A streamed corpus of twenty documents in tmp_path, its profile and its counts of pairs."""
     monkeypatch.chdir(ROOT)
     documents = [Document(f"drug number {number} is a drug .", "", "list") for number in range(20)]
     with FaultyServer() as server:
@@ -103,8 +148,30 @@ def test_streamed_shards_are_checked_and_released(tmp_path, config, monkeypatch)
             "synthesis": {"window": 8},
             "quality": {"remove": ["exam_words"]},
         }
-        streamed = load_config("params.yaml", changes)
-        found = synthesise_corpus(documents, streamed, tmp_path / "shards", 0)["pairs"]
+        config = load_config("params.yaml", changes)
+        found = synthesise_corpus(documents, config, tmp_path / "shards", 0)["pairs"]
+    lines = [json.dumps({"text": document.text, "source": "list"}) for document in documents]
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    return config, found
+
+
+def test_rows_of_shards_have_their_documents_where_these_are_given(streamed, tmp_path):
+    config, documents = streamed[0], tmp_path / "documents.jsonl"
+    rows = [row for rows in list_shards(tmp_path / "shards", config, [], Counter(), documents) for row in rows]
+    assert len(rows) > 20 and all(Document(row["document"]).id == row["document_id"] for row in rows)
+    strict = config.model_copy(update={"quality": Quality(grounding=0.9, remove=["grounding"])})
+    counts = Counter()
+    assert not any(list_shards(tmp_path / "shards", strict, [], counts, documents))
+    assert counts["removed: grounding"] == len(rows)  # what the server writes is not in its documents
+    with pytest.raises(ValueError, match="need the corpus's documents: --documents"):
+        next(list_shards(tmp_path / "shards", strict, [], Counter()))
+    documents.write_text('{"text": "another"}\n')
+    with pytest.raises(ValueError, match="the documents lack 8 of .*00000.parquet; give those that synthesise was"):
+        next(list_shards(tmp_path / "shards", config, [], Counter(), documents))
+
+
+def test_streamed_shards_are_checked_and_released(streamed, tmp_path):
+    streamed, found = streamed
     counts = Counter()
     asked = next(iter(list_shards(tmp_path / "shards", streamed, [], Counter())))[0]["question"]
     exam = [ExamItem(asked, ("a", "b"), 0, "test")]
@@ -185,7 +252,9 @@ def test_a_push_without_a_token_in_the_environment_is_refused(project, monkeypat
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     command = [sys.executable, "-m", "rubric_influence", "release", "--shards", str(tmp_path), "--license", "mit"]
     command += ["--out", str(tmp_path / "out"), "--params", str(ROOT / "params.yaml"), "--exam", "none.jsonl"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "none.jsonl" in done.stderr
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no exam at none.jsonl; give --exam" in done.stderr and "--no-exam" in done.stderr
+    done = subprocess.run([*command, "--no-exam"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and "holds no run.json of a streamed corpus" in done.stderr

@@ -1,5 +1,7 @@
 """Hand-made pairs for every check, and how their counts add up."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from rubric_influence.synthesis.screening import (
     Screen,
     count_flags,
     find_personal_data,
+    measure_support,
     passes_luhn,
     passes_mod97,
     remove_flagged,
@@ -115,6 +118,59 @@ def test_the_language_of_ten_characters_is_judged():
     english = LanguageCheck("en")
     assert english.find("患者は激しい胸の痛みを訴えた。") == "reads as ja"
     assert english.find("胸の痛みを訴えた。") == ""  # eight
+
+
+def test_a_pair_must_be_in_the_language_of_its_document():
+    follows = LanguageCheck("document")
+    english = "The patient should take this drug with water every morning before the meal"
+    french = "Le patient doit prendre ce médicament avec de l'eau tous les matins avant le repas"
+    assert follows.find(french, english) == "reads as fr, its document as en"
+    assert [follows.find(*texts) for texts in ((french, french), (english, english), ("oui", english))] == ["", "", ""]
+    assert follows.find(french, "5 mg") == ""  # a document whose language is uncertain
+
+
+@pytest.mark.parametrize(
+    ("answer", "document", "share"),
+    [
+        ("It inhibits platelets at 75 mg.", "Clopidogrel (75 mg) is an inhibitor of platelet aggregation.", 1.0),
+        ("It inhibits thrombin at 75 mg.", "Clopidogrel (75 mg) is an inhibitor of platelet aggregation.", 2 / 3),
+        ("yes", "no word of it", 1.0),
+        ("首选青霉素", "肺炎首选青霉素", 1.0),
+        ("首选青霉素", "今天天气很好", 0.0),
+        ("用aspirin", "aspirin is a drug", 1.0),
+    ],
+)
+def test_support_is_the_part_of_an_answers_stems_that_its_document_holds(answer, document, share):
+    assert measure_support(answer, document) == pytest.approx(share)
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_a_document_supports_what_it_holds(before, answer):
+    assert measure_support(answer, answer) == 1.0
+    assert 0.0 <= measure_support(answer, before) <= 1.0
+
+
+def test_an_answer_beside_its_document_is_flagged_and_documents_must_be_there():
+    pairs = [
+        pair("what is given ?", "penicillin"),
+        pair("what is not given ?", "streptomycin", 1),
+        pair("", "", 2, "no"),
+    ]
+    settings = Quality(grounding=0.5)
+    flags = Screen(settings, []).check(pairs, {"d": "Penicillin is given first."})
+    assert flags == [{}, {"grounding": "its document holds 0.00 of the answer"}, {}]
+    with pytest.raises(ValueError, match="the documents of 2 pairs .* are not at hand"):
+        Screen(settings, []).check(pairs)
+    with pytest.raises(ValueError, match="not at hand"):
+        Screen(Quality(language="document"), []).check(pairs)
+
+
+def test_experts_conclusions_are_told_from_those_of_another_abstract(real_data):
+    articles = json.loads(real_data("pubmedqa/ori_pqal.json").read_text()).values()
+    rows = [(article["LONG_ANSWER"], "\n".join(article["CONTEXTS"])) for article in articles]
+    flagged = [measure_support(answer, document) < 0.3 for answer, document in rows]
+    others = [measure_support(rows[place][0], rows[place - 1][1]) < 0.3 for place in range(len(rows))]
+    assert (round(np.mean(flagged), 2), round(np.mean(others), 2)) == (0.05, 0.96)
 
 
 def test_a_paraphrase_lies_nearer_than_exam_questions_to_each_other():

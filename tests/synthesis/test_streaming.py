@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import yaml
 from faulty_server import FaultyServer
 from pyarrow import parquet
 
+from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.profiles import load_config, merge
 from rubric_influence.core.records import Document
 from rubric_influence.engines.ledger import BudgetReached
@@ -131,6 +133,70 @@ def test_a_budget_stops_the_run_and_a_higher_one_goes_on(undisturbed, configure,
         assert sum(server.answered.values()) * 15 <= 2500
         assert synthesise_corpus(DOCUMENTS, configure(server), tmp_path / "out", 0) == found
     assert read_rows(tmp_path / "out") == rows and set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize("what", ["rubrics", "pairs"])
+def test_a_run_of_which_everything_is_refused_stops_early_and_repeats_nothing(configure, tmp_path, what):
+    documents = [Document(f"drug number {number} is a drug .", "", "list") for number in range(200)]
+    with FaultyServer(malformed=0.0) as server:
+        complete = server.complete
+
+        def refuse(body, key):
+            answer = complete(body, key)
+            if body["messages"][0]["content"].endswith("rubric :") == (what == "rubrics"):
+                answer["choices"][0]["message"]["content"] = "I cannot help."
+            return answer
+
+        server.complete = refuse
+        with pytest.raises(RunStopped, match=rf"answers of m for {what} cannot be used.*no JSON object"):
+            synthesise_corpus(documents, configure(server, window=200), tmp_path / "out", 0)
+        asked = len(server.bodies)
+        assert asked <= 2 * 200 * (what == "pairs") + 100 + 2 * 8  # and what was under way
+        with pytest.raises(RunStopped, match="cannot be used"):
+            synthesise_corpus(documents, configure(server, window=200), tmp_path / "out", 0)
+        assert len(server.bodies) == asked
+        server.complete = complete
+        found = synthesise_corpus(documents, configure(server, window=200, most_failures=1.0), tmp_path / "out", 0)
+    assert set(server.answered.values()) == {1}  # a higher limit goes on with what there is
+    assert found[what]["invalid"] >= 100 and found["pairs"]["valid"] == 400
+
+
+def test_the_command_ends_in_one_where_most_of_a_few_documents_failed(tmp_path):
+    with FaultyServer(malformed=1.0) as server:
+        process = start(tmp_path, server.url, tmp_path / "out", window=4)
+        said = process.communicate()[1]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "synthesis.most_failures (0.5)" in said.strip().splitlines()[-1]
+
+
+def test_a_run_that_asked_nothing_leaves_no_settings_behind(configure, tmp_path):
+    (tmp_path / "documents.jsonl").write_text('{"text": ""}\n')
+    with FaultyServer() as server:
+        config = configure(server)
+        with pytest.raises(ValueError, match="line 1"):
+            synthesise_corpus(stream_documents(tmp_path / "documents.jsonl"), config, tmp_path / "out", 0)
+        assert not (tmp_path / "out").exists() and not server.bodies
+        config = configure(server)
+        wrong = config.models.teacher.model_copy(update={"path": "other"})
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/run.json").write_text('{"seed": 5}')  # of a run that was refused by its server
+        models = config.models.model_copy(update={"teacher": wrong})
+        synthesise_corpus(DOCUMENTS[:1], config.model_copy(update={"models": models}), tmp_path / "out", 0)
+    assert json.loads((tmp_path / "out/run.json").read_text())["seed"] == 0
+
+
+def test_answers_read_by_another_version_are_read_anew_and_not_asked_for(configure, tmp_path):
+    with FaultyServer() as server:
+        config = configure(server)
+        found = synthesise_corpus(DOCUMENTS, config, tmp_path / "old", 0)
+        path = tmp_path / "old/run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"parser": 0}))
+        with pytest.raises(ValueError, match="version that read answers in another way.*; copy .*/old/answers into"):
+            synthesise_corpus(DOCUMENTS, config, tmp_path / "old", 0)
+        asked = len(server.bodies)
+        shutil.copytree(tmp_path / "old/answers", tmp_path / "new/answers")
+        assert synthesise_corpus(DOCUMENTS, config, tmp_path / "new", 0) == found
+        assert len(server.bodies) == asked
 
 
 def test_other_settings_are_refused_in_a_folder_that_was_begun(configure, tmp_path):

@@ -3,11 +3,13 @@ from collections import Counter
 
 import pytest
 
+from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.files import read_records, write_records
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, keep_valid
 from rubric_influence.engines.base import Completion
 from rubric_influence.engines.open import open_engine
+from rubric_influence.synthesis.outcomes import JudgedLedger
 from rubric_influence.synthesis.writing import (
     PairTask,
     SynthesisContext,
@@ -183,6 +185,15 @@ def test_other_settings_or_seeds_are_asked_for_anew(prompts, settings, tmp_path)
         before = len(engine.asked)
         write_pairs(engine, make_tasks(1), SynthesisContext(prompts, changed, seed, journal))
         assert len(engine.asked) == before + 3
+
+
+def test_a_model_that_writes_nothing_usable_is_asked_no_further(prompts, settings, tmp_path):
+    engine = ScriptedEngine({number: "no" for number in range(1000)})
+    context = SynthesisContext(prompts, settings, 0, Journal(tmp_path / "j"), JudgedLedger(most_failures=0.5))
+    with pytest.raises(RunStopped, match="100 of 100 answers of scripted for pairs cannot be used"):
+        write_pairs(engine, make_tasks(60), context)
+    assert len(engine.asked) == 100  # of 180 tasks with two attempts each
+    assert len(Journal(tmp_path / "j").values) == 25
 
 
 def test_nothing_to_write_asks_nothing(prompts, settings, tmp_path):

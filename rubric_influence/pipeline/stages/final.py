@@ -63,9 +63,9 @@ def make_final_set(config: Config, seed: int) -> tuple[dict[str, dict], dict[str
     index, embedder = ContaminationIndex(exam), open_embedder(config)
     teacher, before, after = (fingerprint(spec) for spec, _ in asked)
     generators = {"initial": before, "influence_filtered": before, "optimised": after}
-    counts = {}
+    counts, texts = {}, {document.id: document.text for document in documents}
     for arm, (rubrics, pairs) in sets.items():
-        flags = Screen(config.quality, exam, embedder).check(pairs)
+        flags = Screen(config.quality, exam, embedder).check(pairs, texts)
         kept = remove_flagged(pairs, flags, config.quality.remove)
         folder = seed_folder(FINAL / arm, seed)
         write_records(folder / "rubrics.jsonl", rubrics)

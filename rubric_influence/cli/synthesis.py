@@ -13,7 +13,7 @@ SEED = click.option("--seed", type=int, help="Default: the first seed of the pro
 
 @click.command()
 @PROFILE
-@click.option("--documents", type=Path, required=True, help="A .jsonl file, or a folder of texts.")
+@click.option("--documents", type=Path, required=True, help="A file or folder; docs/data.md has the formats.")
 @click.option("--out", type=Path, required=True, help="The folder of shards.")
 @SEED
 def synthesise(profile: Path, documents: Path, out: Path, seed: int | None) -> None:
@@ -35,16 +35,21 @@ def synthesise(profile: Path, documents: Path, out: Path, seed: int | None) -> N
 @click.option("--corpus", type=Path, help="The folder of a streamed corpus, in place of data/final.")
 @click.option("--documents", type=Path, help="The documents of that corpus.")
 @click.option("--scores", type=Path, help="A folder with the scores of its pairs.")
-def trace(pair: str, corpus: Path | None, documents: Path | None, scores: Path | None) -> None:
+@PROFILE
+def trace(pair: str, corpus: Path | None, documents: Path | None, scores: Path | None, profile: Path) -> None:
     """Print what made a pair: its document, rubric, models, seed and scores, as JSON.
 
     Example: rubric-influence trace 0f3a5c2b7d9e1846
     """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.data.documents import AS_NAMED
+    from rubric_influence.synthesis.streaming import find_columns
     from rubric_influence.synthesis.trace import find_in_shards, find_pair
 
     if (documents or scores) and not corpus:
         raise click.UsageError("--documents and --scores belong to --corpus")
-    traces = find_in_shards(pair, corpus, documents, scores) if corpus else find_pair(pair)
+    columns = find_columns(load_config(profile)) if documents else AS_NAMED
+    traces = find_in_shards(pair, corpus, documents, scores, columns) if corpus else find_pair(pair)
     click.echo(json.dumps(traces, indent=2, ensure_ascii=False))
 
 

@@ -41,7 +41,7 @@ class ExamColumns(Section):
     question: str = ""  # a column, or a text with columns in braces: "{passage}\n\n{question}"
     options: str | list[str] = []  # a column with a list or an object, or a column an option; none: open questions
     labels: list[str] = []  # the options of every question, where no column holds them
-    answer: str | list[str] = ""  # the right option's key, text or number, or right answers; several columns must agree
+    answer: str | list[str] = ""  # the right option's key, text or number (several columns agree), or right answers
     answers_are: Literal["keys", "texts", "numbers from 0", "numbers from 1"] | None = None  # where it cannot be told
     topic: str = ""
     split: str = ""  # where it says "test", the question is of the publisher's test
@@ -53,12 +53,21 @@ class ExamColumns(Section):
             raise ValueError(f"give the columns of options ({self.options}) or labels ({self.labels}), not both")
 
 
+class DocumentColumns(Section):
+    """Which columns of a file with rows hold a document."""
+
+    text: Annotated[list[str], Field(min_length=1)] = ["text"]  # several are put together as paragraphs
+    title: str = "title"
+
+
 class TextCorpus(Section):
-    """Real documents (rubric_influence.data.documents) and a real exam (rubric_influence.data.exams)."""
+    """Real documents (rubric_influence.data.documents) and a real exam (rubric_influence.data.exam_formats)."""
 
     kind: Literal["text"]
-    documents: str  # a folder of .txt, .md or .pdf files, a .jsonl file or PubMedQA's ori_pqal.json
-    exam: str  # a .csv, .tsv, .json, .jsonl or .parquet file, or a folder of these
+    documents: str  # a file or folder of texts, HTML, Word, EPUB, PDF or files with rows (docs/data.md has the formats)
+    document_columns: DocumentColumns = DocumentColumns()
+    skip_faulty_documents: bool = False  # leave them out, listed in the report, in place of refusing the corpus
+    exam: str  # a .csv, .tsv, .json, .jsonl, .parquet, .arrow or .xlsx file, or a folder of these
     exam_format: Literal["pubmedqa", "medqa", "mmlu", "table"] = "table"
     exam_columns: ExamColumns = ExamColumns()  # of exam_format table
     skip_faulty_questions: bool = False  # leave them out, counted in the report, in place of refusing the exam

@@ -15,8 +15,9 @@ from typing import TypeVar
 from rubric_influence.core.corpus_sections import BookCorpus
 from rubric_influence.core.records import Document, ExamItem, content_id
 from rubric_influence.data.books import Book, Module, Question, read_book
+from rubric_influence.data.chunks import chunk_document
 from rubric_influence.data.corpora import Corpus, describe
-from rubric_influence.data.documents import chunk_document, drop_duplicates
+from rubric_influence.data.documents import drop_duplicates
 from rubric_influence.data.exams import SPLITS, check_disjoint, drop_repeated_questions, shuffle_by_seed
 from rubric_influence.data.expert_pairs import ask_terms
 

@@ -1,109 +1,175 @@
-"""Documents: read from files, freed of duplicates, cut into chunks, and checked for their length as prompts."""
+"""Documents: read from files of many formats, freed of duplicates, and checked for their length as prompts.
 
-import math
-import re
+`each_document` reads one after the other; all else here and in `synthesis.streaming` goes through it.
+"""
+
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
+from gzip import BadGzipFile, decompress
 from pathlib import Path
+from zlib import error as ZlibError
 
-import pypdf
-import regex
 from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.core.checks import check_object, check_text, refuse
-from rubric_influence.core.files import read_json_lines, read_text
+from rubric_influence.core.corpus_sections import DocumentColumns
+from rubric_influence.core.files import read_text
 from rubric_influence.core.records import Document
-from rubric_influence.core.text import WORD, count_words, fill, is_spaced
-from rubric_influence.data.exams import read_articles
+from rubric_influence.core.text import fill
+from rubric_influence.data import row_files
+from rubric_influence.data.folders import Skipped, list_files
+from rubric_influence.data.markup import read_docx, read_epub, read_html
+from rubric_influence.data.pdfs import read_pdf
+from rubric_influence.data.row_files import read_rows
+from rubric_influence.data.tables import find_suffix
 from rubric_influence.models.chat import ask, encode_prompts
 
-SUFFIXES = (".txt", ".md", ".pdf")
-# The end of a paragraph or sentence: the blanks after it, which a cut there drops.
-BORDER = re.compile(r"((?=\s)(?:\n\s*\n|(?<=[.!?])\s+))")
-# In scripts without blanks it needs no blank after its closing quotes, and a blank may end a phrase.
-UNSPACED_BORDER = regex.compile(
-    r"""(\n\s*\n|(?<=[.!?\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])\s+"""
-    r"""|(?=[^。！？｡\p{Pe}\p{Pf}"'])(?<=[。！？｡][\p{Pe}\p{Pf}"']*+)\s*)"""
-)
-# A chunk ends at a paragraph's end once it holds this part of its share of words, at a sentence's once it holds all.
-PARAGRAPH_SHARE = 0.8
-
-
-# A format's readers yield the source of each document, and what parses it: a call that returns title and text. They
-# raise ValueError for a file that cannot be read, the call for a row that holds no document.
-Rows = Iterator[tuple[str, Callable[[], tuple[str, object]]]]
-
-
-def list_files(path: Path) -> Rows:
-    """The files with documents in a folder and its subfolders, or the one file; hidden ones are left out."""
-    root = path if path.is_dir() else path.parent
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        name = file.relative_to(root)
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not any(p.startswith(".") for p in name.parts):
-            yield name.as_posix(), partial(parse_file, file)
-
-
-def parse_file(file: Path) -> tuple[str, str]:
-    """The file's name and text; empty lines separate the pages of a PDF."""
-    if file.suffix.lower() != ".pdf":
-        return file.stem, read_text(file)
-    try:
-        return file.stem, "\n\n".join(page.extract_text() for page in pypdf.PdfReader(file).pages)
-    except Exception as error:  # a broken PDF makes pypdf fail in many ways beside its own errors
-        raise ValueError(f"not a readable PDF ({type(error).__name__}: {error})") from None
-
-
-def parse_line(row: object) -> tuple[str, object]:
-    line = check_object(row)
-    if "text" not in line:
-        raise ValueError(f"no key 'text'; its keys are {sorted(line)}")
-    return str(line.get("title") or line.get("id") or ""), line["text"]
-
-
-def parse_abstract(pmid: str, article: object) -> tuple[str, str]:
-    """PubMedQA's id and CONTEXTS: the abstract without its conclusion, which is LONG_ANSWER."""
-    contexts = check_object(article).get("CONTEXTS")
-    if not isinstance(contexts, list):
-        raise ValueError(f"CONTEXTS is {contexts!r}, expected a list of paragraphs")
-    return pmid, "\n\n".join(check_text(context, "a paragraph of CONTEXTS") for context in contexts)
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": lambda path: ((f"{path.name}, line {n}", partial(parse_line, row)) for n, row in read_json_lines(path)),
-    ".json": lambda path: (
-        (f"{path.name}, article {pmid}", partial(parse_abstract, pmid, row))
-        for pmid, row in read_articles(path).items()
-    ),
+PLAIN = (".txt", ".md", ".markdown")
+# What reads a file's content: its text, and what is not in it.
+MARKED_UP: dict[str, Callable[[bytes], str | tuple[str, str]]] = {
+    ".html": read_html,
+    ".htm": read_html,
+    ".xhtml": read_html,
+    ".docx": read_docx,
+    ".epub": read_epub,
+    ".pdf": read_pdf,
 }
+FORMATS = (*PLAIN, *MARKED_UP, *row_files.SUFFIXES)
+AS_NAMED = DocumentColumns()
+FAULTY = "cannot be used"
+PARTLY = "a part of a document that cannot be read"
 
 
-def read_documents(path: str | Path) -> list[Document]:
-    """The documents of a folder (.txt, .md, .pdf, with subfolders), one such file, a .jsonl file or PubMedQA's .json.
+@dataclass(frozen=True)
+class Reading:
+    documents: list[Document]
+    skipped: list[Skipped]  # what of the files is no document, or no part of one
 
-    They come in order, repeated ones included. A document's source is its file, with the line or article where a file
-    has many. A line is an object with the key text and, optionally, title or id. Raises one ValueError for all empty,
-    undecodable or malformed documents, with where they are and what is wrong.
+
+def read_documents(path: str | Path, columns: DocumentColumns = AS_NAMED, skip_faulty: bool = False) -> Reading:
+    """The documents of a file or of a folder and its subfolders, in order, repeated ones included, and what is skipped.
+
+    A file of text, HTML, Word, EPUB or PDF is a document; of one with rows, each row is (docs/data.md has the formats).
+    A document's source is what its row says, or else its file with the row. Raises one ValueError for all files and
+    rows that should hold a document and do not, with where they are and what is wrong, unless `skip_faulty`, which
+    skips them; and one where nothing is left.
     """
+    found = list(each_document(path, columns))
+    documents = [item for item in found if isinstance(item, Document)]
+    skipped = [item for item in found if isinstance(item, Skipped)]
+    check_reading(Path(path), len(documents), skipped, skip_faulty)
+    return Reading(documents, skipped)
+
+
+def check_documents(
+    path: str | Path, columns: DocumentColumns = AS_NAMED, skip_faulty: bool = False
+) -> tuple[int, list[Skipped]]:
+    """How many documents `read_documents` would return, and what it would skip; memory holds one document."""
+    count, skipped = 0, []
+    for item in each_document(path, columns):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            count += 1
+    check_reading(Path(path), count, skipped, skip_faulty)
+    return count, skipped
+
+
+def check_reading(path: Path, count: int, skipped: list[Skipped], skip_faulty: bool) -> None:
+    """Raise ValueError for faulty documents, and where there are no documents."""
+    root = path if path.is_dir() else path.parent
+    faults = [f"{root / item.source}: {item.fault}" for item in skipped if item.fault]
+    if not count:
+        kinds = f"give a file or folder of {', '.join(FORMATS)}, also packed as .gz"
+        others = sorted({f"{item.source}: {item.reason}" for item in skipped if not item.fault})
+        refuse(f"no documents at {path}; {kinds}", [*faults, *others] or [f"{path}: nothing there"])
+    if not skip_faulty:
+        way = "correct or remove them, or have them left out by corpus.skip_faulty_documents"
+        refuse(f"these documents cannot be used; {way}:", faults)
+
+
+def each_document(path: str | Path, columns: DocumentColumns = AS_NAMED) -> Iterator[Document | Skipped]:
+    """Documents and what is skipped, as they are read. Memory holds one file, of lines, CSV and Parquet some rows."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"no documents at {path}; give a folder, a .jsonl file or PubMedQA's ori_pqal.json")
-    root, suffix = (path, "") if path.is_dir() else (path.parent, path.suffix.lower())
-    documents, problems = [], []
+        check_reading(path, 0, [], True)
+    root = path if path.is_dir() else path.parent
+    files, skipped = list_files(path)
+    yield from skipped
+    for file in files:
+        name, suffix = file.relative_to(root).as_posix(), find_suffix(file)
+        if suffix not in FORMATS:
+            packed = ".gz" if suffix and file.suffix.lower() == ".gz" else ""
+            yield Skipped(name, f"of a format that is not read ({suffix + packed or 'no ending'})")
+            continue
+        try:
+            check_text(name, "the file's name")
+            yield from read_rows_of(file, name, columns) if suffix in row_files.SUFFIXES else read_whole(file, name)
+        except (ValueError, OSError) as error:
+            said = f"cannot be read ({error.strerror}); allow it or remove it" if isinstance(error, OSError) else error
+            yield Skipped(name, FAULTY, str(said))
+
+
+def read_whole(file: Path, name: str) -> Iterator[Document | Skipped]:
+    """The file as one document, and what of it is left out. Raises ValueError where it has no text."""
+    read = MARKED_UP.get(find_suffix(file))
+    found = read(read_content(file)) if read else read_text(file)
+    text, missing = (found, "") if isinstance(found, str) else found
+    title = Path(file.name[:-3] if file.suffix.lower() == ".gz" else file.name).stem
+    yield Document(check_text(text, "text"), check_text(title, "the file's name"), name)
+    if missing:
+        yield Skipped(f"{name}, {missing}", PARTLY)
+
+
+def read_content(file: Path) -> bytes:
+    """A file's bytes, unpacked if it is a .gz."""
+    content = file.read_bytes()
     try:
-        for source, parse in READERS.get(suffix, list_files)(path):
-            try:
-                title, text = parse()
-                title = check_text(title, "title") if title.strip() else ""
-                documents.append(Document(check_text(text, "text"), title, check_text(source, "the file's name")))
-            except ValueError as error:
-                problems.append(f"{root / source}: {error}")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    refuse("these documents cannot be used; correct or remove them:", problems)
-    if not documents:
-        raise ValueError(f"no documents in {path}; expected files {', '.join(SUFFIXES)}, .jsonl or PubMedQA's .json")
-    return documents
+        return decompress(content) if file.suffix.lower() == ".gz" else content
+    except (BadGzipFile, EOFError, ZlibError) as error:
+        raise ValueError(f"not a gzip file ({error})") from None
+
+
+def read_rows_of(file: Path, name: str, columns: DocumentColumns) -> Iterator[Document | Skipped]:
+    """A document a row. Raises ValueError where the file cannot be read or has no rows."""
+    empty = True
+    for place, row in read_rows(file):
+        empty = False
+        try:
+            if isinstance(row, dict) and "CONTEXTS" in row and columns.text[0] not in row:
+                place = place.replace("entry", "article", 1)
+                row = read_abstract(place.partition(" ")[2], row["CONTEXTS"])
+            yield read_row(row, columns, f"{name}, {place}")
+        except ValueError as error:
+            yield Skipped(f"{name}, {place}", FAULTY, str(error))
+    if empty:
+        raise ValueError("it has no rows")
+
+
+def read_abstract(pmid: str, contexts: object) -> dict[str, str]:
+    """PubMedQA's CONTEXTS as a row: the abstract without its conclusion, which is LONG_ANSWER."""
+    if not isinstance(contexts, list):
+        raise ValueError(f"CONTEXTS is {contexts!r}, expected a list of paragraphs")
+    text = "\n\n".join(check_text(context, "a paragraph of CONTEXTS") for context in contexts)
+    return {"text": text, "title": pmid}
+
+
+def read_row(row: object, columns: DocumentColumns, place: str) -> Document:
+    """The row's document, with its text as it stands. Raises ValueError for a row without text."""
+    line = check_object(row)
+    if missing := [name for name in columns.text if name not in line]:
+        fix = "say in corpus.document_columns which hold the text"
+        raise ValueError(f"no key {missing[0]!r}; its keys are {sorted(map(str, line))}; {fix}")
+    texts = [line[name] for name in columns.text]
+    if len(texts) > 1:
+        texts = [check_text(text, name) for name, text in zip(columns.text, texts, strict=True) if text]
+    text = "\n\n".join(texts) if len(texts) > 1 else texts[0] if texts else None
+    check_text(text, "text")
+    title = str(line.get(columns.title) or line.get("id") or "")
+    source = line.get("source")
+    title = check_text(title, "title") if title.strip() else ""
+    said = check_text(source, "source") if isinstance(source, str) and source.strip() else place
+    return Document(str(text), title, said)
 
 
 def drop_duplicates(documents: Iterable[Document]) -> list[Document]:
@@ -112,43 +178,6 @@ def drop_duplicates(documents: Iterable[Document]) -> list[Document]:
     for document in documents:
         kept.setdefault(" ".join(document.text.split()), document)
     return list(kept.values())
-
-
-def cut_text(text: str, max_words: int) -> Iterator[tuple[str, str, int]]:
-    """Blanks, the sentence after them and its words; a sentence of more words is cut into runs of `max_words`."""
-    border, joint, find = (BORDER, " ", str.split) if is_spaced(text) else (UNSPACED_BORDER, "", WORD.findall)
-    parts = ["", *border.split(text.strip())]
-    for gap, sentence in zip(parts[::2], parts[1::2], strict=True):
-        words = find(sentence)
-        for i in range(0, len(words) or 1, max_words):
-            run = words[i : i + max_words]
-            yield joint if i else gap, joint.join(run) if len(words) > max_words else sentence, len(run)
-
-
-def chunk_document(document: Document, max_words: int) -> list[Document]:
-    """The document cut into chunks of at most `max_words` words (see `count_words`), titled "title (1/3)", ...
-
-    All words are kept, in order. Cuts fall on the ends of paragraphs or sentences, within a sentence only if it alone
-    is too long, and share the words about evenly, since a last chunk of one sentence would make a poor document.
-    """
-    if count_words(document.text) <= max_words:
-        return [document]
-    pieces = list(cut_text(document.text, max_words))
-    left = sum(words for *_, words in pieces)  # of the open chunk and of those after it
-    share = left / math.ceil(left / max_words)
-    texts, chunk, size = [], "", 0
-    for gap, piece, words in pieces:
-        enough = size >= share * (PARAGRAPH_SHARE if gap.count("\n") > 1 else 1)
-        if size and (size + words > max_words or (enough and left > max_words)):
-            texts.append(chunk)
-            left -= size
-            share = left / math.ceil(left / max_words)
-            chunk, size = "", 0
-        chunk += gap + piece
-        size += words
-    texts.append(chunk)
-    name = document.title or document.source
-    return [replace(document, text=text.strip(), title=f"{name} ({n}/{len(texts)})") for n, text in enumerate(texts, 1)]
 
 
 def check_lengths(

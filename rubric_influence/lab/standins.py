@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerFast
 from rubric_influence.core.config import Config, Prompts
 from rubric_influence.core.corpus_sections import TextCorpus
 from rubric_influence.core.files import write_json
-from rubric_influence.data.documents import chunk_document, drop_duplicates, read_documents
+from rubric_influence.data.chunks import chunk_document
+from rubric_influence.data.documents import drop_duplicates, read_documents
 from rubric_influence.lab.networks import build_model, wrap_tokenizer
 from rubric_influence.lab.pretraining import Schedule, train_model
 from rubric_influence.models.examples import encode
@@ -108,7 +109,9 @@ def read_texts(config: Config, documents: Path | None = None) -> list[str]:
     """The chunks of a profile's documents, or of others. Raises ValueError for a profile of another kind."""
     if not isinstance(config.corpus, TextCorpus):
         raise ValueError(f"corpus.kind is {config.corpus.kind}; stand-ins are for corpus.kind: text")
-    read = drop_duplicates(read_documents(documents or config.corpus.documents))
+    section = config.corpus
+    found = read_documents(documents or section.documents, section.document_columns, section.skip_faulty_documents)
+    read = drop_duplicates(found.documents)
     return [chunk.text for document in read for chunk in chunk_document(document, config.corpus.max_document_words)]
 
 

@@ -17,7 +17,7 @@ from rubric_influence.core.config import Config, FineTuning
 from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.paths import list_arms
-from rubric_influence.data.corpora import Corpus
+from rubric_influence.data.corpora import Corpus, tell_left_out
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import SPLITS
 from rubric_influence.models.chat import PLAIN_TEMPLATE
@@ -70,7 +70,7 @@ def make_plan(config: Config) -> Plan:
     notes, unknown = check_models(config, corpus)
     check_combinations(config, size)
     build_trainer_arguments(config)
-    return Plan(size, plan_stages(config, size), unchecked + unknown, notes)
+    return Plan(size, plan_stages(config, size), unchecked + unknown, tell_left_out(corpus.report) + notes)
 
 
 def measure_corpus(config: Config) -> tuple[Figures, Corpus, list[str]]:

@@ -20,7 +20,7 @@ from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, Wr
 from rubric_influence.synthesis.forms import FORMS, shape_pair
 from rubric_influence.synthesis.licences import check_licence
 from rubric_influence.synthesis.screening import REMOVED, Screen, remove_flagged
-from rubric_influence.synthesis.streaming import read_run, stream_documents
+from rubric_influence.synthesis.streaming import find_columns, read_run, stream_documents
 from rubric_influence.synthesis.trace import PairTrace, pick, trace_set
 from rubric_influence.synthesis.writing import FAILED, PAIRS, RUBRICS
 
@@ -64,7 +64,7 @@ def list_shards(
     made_by, screen = read_run(folder), Screen(config.quality, exam)
     if screen.needs_documents and documents is None:
         raise ValueError("quality.grounding and quality.language: document need the corpus's documents: --documents")
-    stream = iter(stream_documents(documents)) if documents else None
+    stream = stream_documents(documents, find_columns(config), skip_faulty=True) if documents else None
     for path in sorted((folder / PAIRS).glob("*.parquet")):
         try:
             rubrics = {rubric.id: rubric for rubric in read_shard(folder / RUBRICS / path.name, Rubric)}
@@ -127,7 +127,8 @@ def is_test(row: Row, part: float) -> bool:
     """
     title = row["document_title"] or ""
     chunk = CHUNK.search(title)
-    whole = content_id(row["document_source"], CHUNK.sub("", title)) if chunk else row["document_id"]
+    home = (row["document_source"] or "").partition(", ")[0]  # the file: a chunk may be on a line of its own
+    whole = content_id(home, CHUNK.sub("", title)) if chunk else row["document_id"]
     return int(content_id("test", whole), 16) < part * 16**16
 
 

@@ -8,6 +8,7 @@ requests again, and sends these requests alone.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -19,13 +20,14 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
-from rubric_influence.core.checks import check_object, check_text
 from rubric_influence.core.config import Config
-from rubric_influence.core.files import parse_json, replace_file, write_json
+from rubric_influence.core.corpus_sections import DocumentColumns, TextCorpus
+from rubric_influence.core.files import replace_file, write_json
 from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
-from rubric_influence.data.documents import read_documents
+from rubric_influence.data.corpora import count_skipped, tell_left_out
+from rubric_influence.data.documents import AS_NAMED, check_documents, each_document
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.open import open_engine
 from rubric_influence.synthesis.outcomes import JudgedLedger
@@ -137,36 +139,34 @@ def subtract(after: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]
     }
 
 
-def stream_documents(path: Path) -> Iterator[Document]:
-    """The documents of a .jsonl file (keys text and, if you like, title, source), read line by line, or of other files.
+def stream_documents(path: Path, columns: DocumentColumns = AS_NAMED, skip_faulty: bool = False) -> Iterator[Document]:
+    """The documents that `read_documents` returns, one by one.
 
-    Texts stay as they are. Raises ValueError for the first line that is no document, with its number and what is wrong.
+    Raises ValueError for the first that cannot be used, with its place and what is wrong, unless `skip_faulty`.
     """
-    if path.suffix != ".jsonl":
-        yield from read_documents(path)
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig")
-                if not text.strip():
-                    continue
-                row = check_object(parse_json(text))
-                check_text(row.get("text"), "text")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            yield Document(row["text"], row.get("title") or "", row.get("source") or "")
+    for item in each_document(path, columns):
+        if isinstance(item, Document):
+            yield item
+        elif item.fault and not skip_faulty:
+            raise ValueError(f"{(path if path.is_dir() else path.parent) / item.source}: {item.fault}")
+
+
+def find_columns(config: Config) -> DocumentColumns:
+    """The columns of the profile's documents; those of files named as this project does, where it has none."""
+    return config.corpus.document_columns if isinstance(config.corpus, TextCorpus) else AS_NAMED
 
 
 def synthesise_file(documents: Path, config: Config, out: Path, seed: int) -> dict[str, Any]:
-    """`synthesise_corpus` of the documents at a path. Raises ValueError where there are none."""
-    total = None
-    if documents.suffix == ".jsonl" and documents.exists():
-        with documents.open("rb") as file:
-            total = sum(1 for line in file if line.strip())
-    if total == 0 or not documents.exists():
-        raise ValueError(f"no documents at {documents}")
-    return synthesise_corpus(stream_documents(documents), config, out, seed, total)
+    """`synthesise_corpus` of the documents at a path, all read once before the first is asked about.
+
+    Raises ValueError where there are none, or some cannot be used (see `read_documents`).
+    """
+    columns = find_columns(config)
+    skip_faulty = isinstance(config.corpus, TextCorpus) and config.corpus.skip_faulty_documents
+    total, skipped = check_documents(documents, columns, skip_faulty)
+    for line in tell_left_out(count_skipped(skipped)):
+        tqdm.write(line, file=sys.stderr)
+    return synthesise_corpus(stream_documents(documents, columns, skip_faulty), config, out, seed, total)
 
 
 def describe_counts(found: dict[str, Any]) -> str:

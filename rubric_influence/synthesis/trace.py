@@ -9,9 +9,11 @@ from typing import Any
 from pyarrow import parquet
 
 from rubric_influence.core.checks import check_object
+from rubric_influence.core.corpus_sections import DocumentColumns
 from rubric_influence.core.files import read_json_lines, read_records
 from rubric_influence.core.paths import DOCUMENTS, FINAL, seed_folder
 from rubric_influence.core.records import Document, QAPair, Rubric
+from rubric_influence.data.documents import AS_NAMED
 from rubric_influence.synthesis.screening import Flags
 from rubric_influence.synthesis.streaming import read_run, stream_documents
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS
@@ -103,7 +105,13 @@ def find_pair(pair_id: str) -> list[Json]:
     return traces
 
 
-def find_in_shards(pair_id: str, corpus: Path, documents: Path | None = None, scores: Path | None = None) -> list[Json]:
+def find_in_shards(
+    pair_id: str,
+    corpus: Path,
+    documents: Path | None = None,
+    scores: Path | None = None,
+    columns: DocumentColumns = AS_NAMED,
+) -> list[Json]:
     """Every trace of a pair in a corpus of `rubric-influence synthesise` as JSON, with its shard and run's settings.
 
     Without `documents`, `document` has only an id; without `scores`, `influence` is None. Raises ValueError where no
@@ -119,7 +127,7 @@ def find_in_shards(pair_id: str, corpus: Path, documents: Path | None = None, sc
             traces.append(pair | made | {"influence": influence})
     if not traces:
         raise ValueError(f"no pair {pair_id!r} in {corpus / PAIRS}; give the id of a row of its shards")
-    for read in stream_documents(documents) if documents else ():
+    for read in stream_documents(documents, columns, skip_faulty=True) if documents else ():
         for trace in traces:
             if trace["document"]["id"] == read.id:
                 trace["document"] |= pick(read, "title", "source", "text")

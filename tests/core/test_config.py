@@ -47,7 +47,7 @@ VALUES = {
     "gate": {"learning_rate": 0.5},
     "rl": {"steps": 1, "documents_per_step": 1, "group_size": 2, "learning_rate": 0.5, "reward": "influence"},
     "finetuning": TRAINING,
-    "evaluation": {"batch_size": 1},
+    "evaluation": {},
 }
 TEXT_CORPUS = {"kind": "text", "documents": "d", "exam": "e", "exam_format": "medqa", "seed": 0}
 

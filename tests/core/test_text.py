@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rubric_influence.core.records import Document
 from rubric_influence.core.text import FOREIGN, count_words, is_spaced, split_words
-from rubric_influence.data.documents import chunk_document
+from rubric_influence.data.chunks import chunk_document
 
 SPACED = "abcXYZéßñ αж 한국 0189 .,;:!?'\"()-–“” \n\t\u2003\x1c\u0301"
 UNSPACED = (

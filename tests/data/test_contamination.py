@@ -25,6 +25,13 @@ def test_thirteen_shared_words_are_contamination_and_twelve_are_not(index):
     assert index.find(" ".join(["Say", *words[2:14], "so"])) == ""
 
 
+def test_an_open_question_is_found_by_its_question_alone():
+    asked = ExamItem(SHORT, (), 0, "test", answers=("for pain that comes at rest and does not go", "pain"))
+    index = ContaminationIndex([asked])
+    assert index.find(f"{SHORT} For pain.") == f"shares 5 words with test question {asked.id}"
+    assert index.find(asked.answer) == ""  # a document may well say what is right
+
+
 def test_a_short_question_is_found_whole_and_not_in_part(index):
     reason = f"shares 5 words with dev question {item(SHORT).id}"
     assert index.find("Ask this: what is VELOMAB given for, and why?") == reason

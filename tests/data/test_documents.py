@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
 from rubric_influence.core.records import Document
-from rubric_influence.data.documents import check_lengths, chunk_document, drop_duplicates, read_documents
+from rubric_influence.data.chunks import chunk_document
+from rubric_influence.data.documents import check_lengths, drop_duplicates, read_documents
 from rubric_influence.lab.networks import build_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
 
@@ -45,24 +46,24 @@ def test_a_folder_gives_its_text_files_in_order_with_where_they_were(tmp_path):
     (tmp_path / "sub" / "c.TXT").write_text("thrée", encoding="utf-8")
     (tmp_path / "picture.png").write_bytes(b"\xff")
     (tmp_path / ".git" / "d.txt").write_text("hidden")
-    assert read_documents(tmp_path) == [
+    assert read_documents(tmp_path).documents == [
         Document("one", "a", "a.md"),
         Document("two", "b", "b.txt"),
         Document("thrée", "c", "sub/c.TXT"),
     ]
-    assert read_documents(tmp_path / "b.txt") == [Document("two", "b", "b.txt")]
+    assert read_documents(tmp_path / "b.txt").documents == [Document("two", "b", "b.txt")]
 
 
 def test_a_pdf_gives_the_text_of_its_pages(tmp_path):
     (tmp_path / "a.pdf").write_bytes(PDF)
-    assert read_documents(tmp_path) == [Document("aspirin thins blood", "a", "a.pdf")]
+    assert read_documents(tmp_path).documents == [Document("aspirin thins blood", "a", "a.pdf")]
 
 
 def test_json_lines_give_text_with_title_or_else_id(tmp_path):
     path = write_lines(
         tmp_path / "d.jsonl", {"text": "a\u2028b", "title": "t", "id": 1}, {"text": "b", "id": 7}, {"text": "c"}
     )
-    assert read_documents(path) == [
+    assert read_documents(path).documents == [
         Document("a\u2028b", "t", "d.jsonl, line 1"),
         Document("b", "7", "d.jsonl, line 2"),
         Document("c", "", "d.jsonl, line 3"),
@@ -72,7 +73,7 @@ def test_json_lines_give_text_with_title_or_else_id(tmp_path):
 def test_a_pubmedqa_document_is_the_abstract_without_question_and_conclusion(tmp_path):
     article = {"QUESTION": "q?", "CONTEXTS": ["aim", "result"], "LONG_ANSWER": "conclusion", "final_decision": "yes"}
     (tmp_path / "p.json").write_text(json.dumps({"123": article}))
-    assert read_documents(tmp_path / "p.json") == [Document("aim\n\nresult", "123", "p.json, article 123")]
+    assert read_documents(tmp_path / "p.json").documents == [Document("aim\n\nresult", "123", "p.json, article 123")]
 
 
 def test_all_unusable_files_are_told_at_once(tmp_path):
@@ -111,10 +112,11 @@ def test_an_unusable_line_is_named_with_its_fault(tmp_path, line, message):
     [
         ("p.json", b'{"1": {"CONTEXTS": "c"}}', "article 1: CONTEXTS is 'c', expected a list"),
         ("p.json", b'{"1": {"CONTEXTS": []}}', "article 1: text is ''"),
-        ("p.json", b"[1]", "p.json: expected PubMedQA's mapping of article ids to articles, found a list"),
+        ("p.json", b"[1]", "p.json, item 1: expected a JSON object, found '1'"),
         ("p.json", b"\xff", "p.json: not UTF-8 text"),
-        ("d.csv", b"a", "no documents in .*d.csv; expected files .txt, .md, .pdf, .jsonl or PubMedQA's .json"),
-        ("d.jsonl", b"\n", "no documents in .*d.jsonl"),
+        ("d.csv", b"text", r"no documents at .*d.csv; (.*\n.*)*d.csv: it has no rows"),
+        ("d.png", b"a", "no documents at .*d.png; give a file or folder of .txt, .md, "),
+        ("d.jsonl", b"\n", "no documents at .*d.jsonl"),
     ],
 )
 def test_a_file_without_documents_is_refused(tmp_path, name, content, message):
@@ -124,7 +126,7 @@ def test_a_file_without_documents_is_refused(tmp_path, name, content, message):
 
 
 def test_an_absent_path_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no documents at .*none; give a folder, a .jsonl file"):
+    with pytest.raises(ValueError, match="no documents at .*none; give a file or folder of .txt"):
         read_documents(tmp_path / "none")
 
 
@@ -140,7 +142,7 @@ def test_reading_any_bytes_gives_documents_or_a_value_error(tmp_path_factory, na
     path = tmp_path_factory.mktemp("documents") / name
     path.write_bytes(content)
     try:
-        documents = read_documents(path)
+        documents = read_documents(path).documents
     except ValueError as error:
         assert name in str(error)
         return
@@ -150,48 +152,6 @@ def test_reading_any_bytes_gives_documents_or_a_value_error(tmp_path_factory, na
 def test_documents_that_differ_in_blanks_alone_are_one():
     first, other = Document("a b", "first"), Document("a c")
     assert drop_duplicates([first, Document(" a\n\nb "), other]) == [first, other]
-
-
-def test_a_document_that_fits_is_left_as_it_is():
-    document = Document(" a  b ", "t", "s")
-    assert chunk_document(document, 2) == [document]
-
-
-def test_chunks_end_with_sentences_and_share_the_words_evenly():
-    # Ten words, at most six a chunk: two chunks of about five, so the first closes at its share, not at six.
-    document = Document("one two three. four five.\nsix. seven eight nine ten.", "t", "s")
-    assert chunk_document(document, 6) == [
-        Document("one two three. four five.", "t (1/2)", "s"),
-        Document("six. seven eight nine ten.", "t (2/2)", "s"),
-    ]
-
-
-def test_a_chunk_prefers_to_end_with_a_paragraph():
-    # Ten words in two chunks of five: the paragraph's end after four is at 80 % of the share.
-    document = Document("a b c d.\n\ne. f g h i j.", "t")
-    assert [chunk.text for chunk in chunk_document(document, 6)] == ["a b c d.", "e. f g h i j."]
-
-
-def test_a_sentence_longer_than_a_chunk_is_cut_between_words():
-    texts = [chunk.text for chunk in chunk_document(Document("a b c d e"), 2)]
-    assert texts == ["a b", "c d", "e"]
-
-
-@given(st.text(alphabet="ab.!? \n\t\u2003é", max_size=300), st.integers(1, 12))
-def test_chunks_keep_every_word_in_order_within_the_limit(text, max_words):
-    chunks = chunk_document(Document(text, "t", "s"), max_words)
-    assert " ".join(chunk.text for chunk in chunks).split() == text.split()
-    assert max(len(chunk.text.split()) for chunk in chunks) <= max_words
-    if len(chunks) > 1:
-        assert all(chunk.text.strip() for chunk in chunks)
-
-
-@given(st.lists(st.sampled_from(["a b c.", "a.", "a b c d e.", "a b.\n\n"]), min_size=20, max_size=200))
-def test_no_chunk_of_short_sentences_is_tiny(sentences):
-    chunks = chunk_document(Document(" ".join(sentences)), 30)
-    sizes = [len(chunk.text.split()) for chunk in chunks]
-    assert len(sizes) == 1 or min(sizes) >= 10  # a third of the limit
-    assert all(chunk.text.endswith(".") for chunk in chunks)
 
 
 def test_prompts_that_do_not_fit_are_listed_with_their_token_counts(medicine):
@@ -256,6 +216,8 @@ def test_a_text_corpus_is_read_deduplicated_cut_and_reported(tmp_path):
         documents_read=4,
         duplicates_dropped=2,
         chunks=3,
+        left_out={"the text of an earlier document": 1},
+        left_out_files=["b.txt: the text of an earlier document"],
         documents=3,
         words=dict(min=2, median=3, max=3),
         questions_read=11,
@@ -268,14 +230,14 @@ def test_a_text_corpus_is_read_deduplicated_cut_and_reported(tmp_path):
 
 
 def test_pubmedqa_gives_its_thousand_abstracts(real_data):
-    documents = read_documents(real_data("pubmedqa/ori_pqal.json"))
+    documents = read_documents(real_data("pubmedqa/ori_pqal.json")).documents
     assert len({document.id for document in documents}) == len(documents) == 1000
     assert documents[0].title == "21645374" and documents[0].text.startswith("Programmed cell death (PCD)")
 
 
 def test_a_textbook_gives_its_modules_and_chunks(real_data):
     path = real_data("world_history/documents.jsonl")
-    documents = read_documents(path)
+    documents = read_documents(path).documents
     unique = drop_duplicates(documents)
     chunks = [chunk for document in unique for chunk in chunk_document(document, 1500)]
     assert (len(documents), len(unique), len(chunks)) == (157, 156, 516)

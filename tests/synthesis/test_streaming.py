@@ -209,19 +209,19 @@ def test_other_settings_are_refused_in_a_folder_that_was_begun(configure, tmp_pa
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"title": "none"}', "text is None, expected non-empty text"),
+        (b'{"title": "none"}', "no key 'text'; its keys are"),
         (b'{"text": " "}', "text is ' ', expected non-empty text"),
         (b'{"text": "\\ud800"}', "text holds half a surrogate pair"),
         (b'["a drug"]', "expected a JSON object"),
         (b'{"text": "a drug"', "not JSON"),
-        (b'{"text": "a dr\xfcg"}', "can't decode byte 0xfc"),
+        (b'{"text": "a dr\xfcg"}', "not UTF-8 text"),
     ],
 )
 def test_documents_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path, line, problem):
     path = tmp_path / "documents.jsonl"
     path.write_bytes(b'{"text": "a drug", "title": "t"}\n' + line + b"\n")
     found = stream_documents(path)
-    assert next(found) == Document("a drug", "t")
+    assert next(found) == Document("a drug", "t", "documents.jsonl, line 1")
     with pytest.raises(ValueError, match=f"documents.jsonl, line 2: .*{problem}"):
         next(found)
 
@@ -229,7 +229,10 @@ def test_documents_are_read_line_by_line_and_a_wrong_line_is_named(tmp_path, lin
 def test_a_byte_order_mark_and_blank_lines_are_accepted_and_texts_stay_as_they_are(tmp_path):
     path = tmp_path / "documents.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": " a drug\\n", "source": "list"}\r\n\n \n{"text": "another", "title": null}')
-    assert list(stream_documents(path)) == [Document(" a drug\n", "", "list"), Document("another")]
+    assert list(stream_documents(path)) == [
+        Document(" a drug\n", "", "list"),
+        Document("another", "", "documents.jsonl, line 4"),
+    ]
 
 
 def test_a_file_without_documents_is_refused_before_the_run_begins(tmp_path):

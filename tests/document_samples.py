@@ -54,7 +54,9 @@ def make_epub(chapters: dict[str, str], spine: list[str], properties: dict[str, 
         for name in chapters
     )
     order = "".join(f'<itemref idref="{name}"/>' for name in spine)
-    package = f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{order}</spine></package>'
+    package = (
+        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{order}</spine></package>'
+    )
     pages = {
         f"OPS/{name}": f'<?xml version="1.0" encoding="utf-8"?><html><head><title/></head><body>{body}</body></html>'
         for name, body in chapters.items()
@@ -73,7 +75,8 @@ def make_workbook(**sheets: list[list[str | int | float | None]]) -> bytes:
         "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{relation}"><sheets>'
         + "".join(f'<sheet name="{name}" sheetId="{n}" r:id="r{n}"/>' for n, name in enumerate(sheets, start=1))
         + "</sheets></workbook>",
-        "xl/styles.xml": f'<styleSheet xmlns="{main}"><cellXfs><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs></styleSheet>',
+        "xl/styles.xml": f'<styleSheet xmlns="{main}"><cellXfs><xf numFmtId="0"/><xf numFmtId="14"/></cellXfs>'
+        "</styleSheet>",
         "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{office}/package/2006/relationships">'
         + "".join(
             f'<Relationship Id="r{n}" Type="{relation}/worksheet" Target="worksheets/sheet{n}.xml"/>'

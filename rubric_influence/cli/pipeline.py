@@ -96,4 +96,21 @@ for field in fields(Setting):
     )
     costs.params.append(click.Option([name], type=number(min=0), default=field.default, help=field.metadata["help"]))
 
-COMMANDS = [plan, notebook, launch, results, ledger, costs]
+
+@click.command("try")
+@click.argument("pairs", type=Path)
+@click.option("--params", "profile", type=Path, default="params.yaml", help="The profile.")
+def try_pairs(pairs: Path, profile: Path) -> None:
+    """Fine-tune the profile's target on a set of PAIRS, and print what that gains in its exam.
+
+    PAIRS is JSON Lines with id, question and answer, or a folder of Parquet shards.
+
+    Example: rubric-influence try pairs.jsonl
+    """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.pipeline.trial import describe_trial, try_set
+
+    click.echo(describe_trial(try_set(load_config(profile), pairs)))
+
+
+COMMANDS = [plan, try_pairs, notebook, launch, results, ledger, costs]

@@ -1,16 +1,22 @@
+import gzip
 import json
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
 import pytest
+from document_samples import make_docx, make_epub, make_pdf, make_workbook, paragraph
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from rubric_influence.core.corpus_sections import LabCorpus, TextCorpus
+from rubric_influence.core.corpus_sections import DocumentColumns, LabCorpus, TextCorpus
 from rubric_influence.core.records import Document
 from rubric_influence.data.chunks import chunk_document
-from rubric_influence.data.documents import check_lengths, drop_duplicates, read_documents
+from rubric_influence.data.documents import check_documents, check_lengths, drop_duplicates, read_documents
 from rubric_influence.lab.networks import build_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
 
@@ -263,3 +269,132 @@ def test_real_corpora_build(real_data, documents, exam, exam_format, sizes):
     corpus = build_corpus(TextCorpus(kind="text", **section, seed=0))
     assert tuple(corpus.report["exam"].values()) == sizes
     assert corpus.report["documents"] == len({document.id for document in corpus.documents})
+
+
+def fill_folder(folder):
+    """A folder of every format, mixed, with what is to be left out; the formats' texts begin with their endings."""
+    (folder / "sub").mkdir(parents=True)
+    words = "says that aspirin thins blood"
+    rows = [{"text": f"parquet {words}", "title": "p"}]
+    for name, content in {
+        "a.txt": f"txt {words}".encode(),
+        "b.markdown": f"markdown {words}".encode(),
+        "c.html": f"<html><nav>menu</nav><p>html {words}</p></html>".encode(),
+        "d.docx": make_docx(paragraph(f"docx {words}")),
+        "e.epub": make_epub({"a.html": f"<p>epub {words}</p>"}, ["a.html"]),
+        "f.pdf": make_pdf(f"pdf {words}", None, f"pdf {words} again"),
+        "g.jsonl": json.dumps({"text": f"jsonl {words}", "id": 7, "source": "the web"}).encode(),
+        "h.json": json.dumps([{"text": f"json {words}"}]).encode(),
+        "i.csv": f'title,text\nt,"csv {words},\nreally"\n'.encode(),
+        "j.tsv": f"\ufefftext\ttitle\ntsv {words}\t\n".encode(),
+        "k.xlsx": make_workbook(S=[["title", "text"], [2024, f"xlsx {words}"]]),
+        "l.txt.gz": gzip.compress(f"gz {words}".encode()),
+        "m.jsonl.gz": gzip.compress(json.dumps({"text": f"jsonl.gz {words}"}).encode()),
+        "sub/n.HTM": f"<p>htm {words}".encode(),
+        "picture.png": b"\xff",
+        "talk.pptx": b"PK",
+        "LICENSE": b"MIT",
+        ".hidden.txt": b"hidden",
+    }.items():
+        (folder / name).write_bytes(content)
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "o.parquet")
+    set_of_rows = datasets.Dataset.from_list([{"text": f"arrow {words}"}, {"text": f"arrow too {words}"}])
+    set_of_rows.save_to_disk(folder / "saved")
+    return folder
+
+
+def test_a_folder_of_all_formats_is_read_and_what_is_left_out_is_told(tmp_path):
+    folder = fill_folder(tmp_path / "docs")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x.txt").write_text("linked text")
+    (folder / "link").symlink_to(tmp_path / "far")
+    found = read_documents(folder)
+    said = {document.source: (document.title, document.text.split()[0]) for document in found.documents}
+    assert said == {
+        "a.txt": ("a", "txt"),
+        "b.markdown": ("b", "markdown"),
+        "c.html": ("c", "html"),
+        "d.docx": ("d", "docx"),
+        "e.epub": ("e", "epub"),
+        "f.pdf": ("f", "pdf"),
+        "the web": ("7", "jsonl"),
+        "h.json, item 1": ("", "json"),
+        "i.csv, row 2": ("t", "csv"),
+        "j.tsv, row 2": ("", "tsv"),
+        "k.xlsx, sheet S, row 2": ("2024", "xlsx"),
+        "l.txt.gz": ("l", "gz"),
+        "link/x.txt": ("x", "linked"),
+        "m.jsonl.gz, line 1": ("", "jsonl.gz"),
+        "o.parquet, row 1": ("p", "parquet"),
+        "saved/data-00000-of-00001.arrow, row 1": ("", "arrow"),
+        "saved/data-00000-of-00001.arrow, row 2": ("", "arrow"),
+        "sub/n.HTM": ("n", "htm"),
+    }
+    assert {item.source: item.reason for item in found.skipped} == {
+        ".hidden.txt": "hidden",
+        "LICENSE": "of a format that is not read (no ending)",
+        "f.pdf, page 2": "a part of a document that cannot be read",
+        "picture.png": "of a format that is not read (.png)",
+        "saved/dataset_info.json": "the description of a data set",
+        "saved/state.json": "the description of a data set",
+        "talk.pptx": "of a format that is not read (.pptx)",
+    }
+    assert check_documents(folder) == (len(found.documents), found.skipped)
+
+
+def test_faulty_documents_are_refused_or_on_wish_left_out(tmp_path):
+    (tmp_path / "fine.txt").write_text("fine")
+    (tmp_path / "scan.pdf").write_bytes(make_pdf("a cover of five whole words", None, None, None))
+    (tmp_path / "rows.csv").write_text("text,n\ngood,1\n,2\n")
+    with pytest.raises(ValueError, match="left out by corpus.skip_faulty_documents") as error:
+        read_documents(tmp_path)
+    assert "scan.pdf: no text layer: 3 of 4 pages are images (pages 2-4); run OCR" in str(error.value)
+    assert "rows.csv, row 3: text is None, expected non-empty text" in str(error.value)
+    found = read_documents(tmp_path, skip_faulty=True)
+    assert [document.text for document in found.documents] == ["fine", "good"]
+    assert [item.source for item in found.skipped] == ["rows.csv, row 3", "scan.pdf"]
+
+
+def test_columns_of_other_names_are_read_where_the_profile_says_so(tmp_path):
+    (tmp_path / "d.csv").write_text("name,body,note\nn,first,second\nm,alone,\n")
+    with pytest.raises(ValueError, match=r"no key 'text'; its keys are \['body', 'name', 'note'\]; say in corpus.doc"):
+        read_documents(tmp_path)
+    found = read_documents(tmp_path, DocumentColumns(text=["body", "note"], title="name"))
+    assert [(d.text, d.title) for d in found.documents] == [("first\n\nsecond", "n"), ("alone", "m")]
+    single = read_documents(tmp_path, DocumentColumns(text=["body"])).documents
+    assert [document.text for document in single] == ["first", "alone"]
+
+
+def test_a_folder_of_unread_formats_alone_is_refused_with_what_is_there(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"no documents at (.*\n)+.*a.png: of a format that is not read \(.png\)"):
+        read_documents(tmp_path)
+
+
+def test_a_cell_may_hold_a_whole_book(tmp_path):
+    book = "word " * 50_000
+    (tmp_path / "d.csv").write_text(f"text\n{book}\n")
+    assert read_documents(tmp_path).documents[0].text == book
+
+
+def test_a_large_file_is_checked_without_being_held(tmp_path):
+    for name, write in (("d.jsonl", str.encode), ("d.jsonl.gz", lambda text: gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(write((json.dumps({"text": "word " * 2000}) + "\n") * 2000))  # 20 MB
+    frame = pa.Table.from_pylist([{"text": "word " * 2000}] * 2000)
+    parquet.write_table(frame, tmp_path / "d.parquet", row_group_size=100)
+    (tmp_path / "d.csv").write_text("text\n" + ("word " * 2000 + "\n") * 2000)
+    tracemalloc.start()
+    try:
+        assert check_documents(tmp_path)[0] == 8000
+        assert tracemalloc.get_traced_memory()[1] < 6e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_tables_of_real_textbooks_are_read_as_they_are(real_data):
+    path = real_data("textbooks/psychology/documents.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = read_documents(path)
+    assert [(d.text, d.title) for d in found.documents] == [(row["text"], row["title"]) for row in rows]
+    assert found.skipped == []
+    assert len(read_documents(real_data("fairytales/documents.jsonl")).documents) == 129

@@ -94,11 +94,16 @@ def test_a_page_in_no_known_charset_is_refused(page, message):
 def test_a_word_file_is_its_headings_paragraphs_and_tables():
     table = make_table(("Drug", "Dose"), ("Aspirin", "100 mg"))
     content = make_docx(paragraph("Doses", "H") + paragraph("Take < 3.") + table + paragraph("End."))
-    assert read_docx(content) == ("# Doses\n\nTake < 3.\n\n| Drug | Dose |\n| --- | --- |\n| Aspirin | 100 mg |\n\nEnd.", "")
+    assert read_docx(content) == (
+        "# Doses\n\nTake < 3.\n\n| Drug | Dose |\n| --- | --- |\n| Aspirin | 100 mg |\n\nEnd.",
+        "",
+    )
 
 
 def test_equations_that_a_word_file_loses_are_counted():
-    text, missing = read_docx(make_docx(paragraph("Be it so:") + "<w:p><m:oMath><m:r><m:t>x</m:t></m:r></m:oMath></w:p>"))
+    text, missing = read_docx(
+        make_docx(paragraph("Be it so:") + "<w:p><m:oMath><m:r><m:t>x</m:t></m:r></m:oMath></w:p>")
+    )
     assert (text, missing) == ("Be it so:", "1 equations")
 
 

@@ -96,3 +96,14 @@ def test_the_command_prints_the_plan_or_what_is_wrong(configure, capsys: pytest.
     assert "finetuning: optimised" in capsys.readouterr().out
     assert main(["plan", "conf/none.yaml"]) == 1
     assert "no profile at conf/none.yaml" in capsys.readouterr().err
+
+
+def test_what_is_left_out_of_the_documents_is_in_the_plan(tmp_path: Path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.csv").write_text("text\n" + "".join(f"drug {n} thins blood\n" for n in range(300)))
+    (tmp_path / "documents" / "b.pptx").touch()
+    rows = [f"q {n}?,yes,no,A" for n in range(20)]
+    (tmp_path / "exam.csv").write_text("\n".join(["question,A,B,answer", *rows]))
+    files = {"documents": str(tmp_path / "documents"), "exam": str(tmp_path / "exam.csv"), "exam_format": "table"}
+    made = make_plan(load_config(ROOT / "conf/paper.yaml", {"corpus": files}))
+    assert "left out of the documents: 1 x of a format that is not read (.pptx)" in made.describe().splitlines()

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.profiles import load_config, merge
 from rubric_influence.core.records import Document
+from rubric_influence.data.documents import read_documents
 from rubric_influence.engines.ledger import BudgetReached
 from rubric_influence.synthesis.streaming import stream_documents, synthesise_corpus, synthesise_file
 from rubric_influence.synthesis.trace import find_in_shards
@@ -241,6 +242,35 @@ def test_a_file_without_documents_is_refused_before_the_run_begins(tmp_path):
     with pytest.raises(ValueError, match="no documents at .*documents.jsonl"):
         synthesise_file(path, load_config(ROOT / "params.yaml"), tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_of_a_file_is_checked_before_the_first_request(configure, tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text(json.dumps({"text": "a drug"}) + "\n" + '{"text": 3}\n' * 2)
+    with FaultyServer() as server:
+        with pytest.raises(ValueError, match=r"(?s)line 2: text is 3, expected.*line 3: text is 3") as error:
+            synthesise_file(path, configure(server), tmp_path / "out", 0)
+        assert "corpus.skip_faulty_documents" in str(error.value) and not server.bodies
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_several_formats_is_streamed_and_what_is_left_out_is_said(configure, tmp_path, capsys):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text\na drug\nanother drug\n")
+    (folder / "b.html").write_text("<nav>menu</nav><p>a third drug</p>")
+    (folder / "c.md").write_text("a fourth drug\n")
+    (folder / "d.png").touch()
+    with FaultyServer() as server:
+        found = synthesise_file(folder, configure(server), tmp_path / "out", 0)
+    assert found["documents"] == 4
+    assert "left out of the documents: 1 x of a format that is not read (.png)" in capsys.readouterr().err
+    assert list(stream_documents(folder)) == read_documents(folder).documents
+
+
+def test_an_absent_path_is_refused_with_what_may_be_given(tmp_path):
+    with pytest.raises(ValueError, match=r"no documents at .*nofile; give a file or folder of .txt, .md"):
+        synthesise_file(tmp_path / "nofile", load_config(ROOT / "params.yaml"), tmp_path / "out", 0)
 
 
 def start(folder: Path, url: str, out: Path, **synthesis) -> subprocess.Popen:

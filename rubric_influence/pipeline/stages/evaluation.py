@@ -1,6 +1,8 @@
 """Stage 9: the exam, sat by the target as it is and after fine-tuning on every arm."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,41 +20,26 @@ from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
 Values = dict[str, NDArray[np.float64]]  # arm -> [seeds, items]
+Examined = tuple[Sitting, dict[str, TaskScores]]
 
 
 def evaluate_arms(config: Config) -> dict:
     """Every measure on the test split by arm, with paired bootstrap intervals; also metrics/evaluation.json.
 
-    `arms` has the figures of `measure`: accuracy, or answer_nats for an exam of open questions alone. `measures` has
-    those of all others that apply to some item, `tasks` those of evaluation.tasks, each by arm.
-    data/evaluation/answers.parquet has a row for every arm, seed and item.
+    The figures are those of `compare_sittings`, and what they depend on. data/evaluation/answers.parquet has a row for
+    every arm, seed and item.
     """
     items = [item for item in read_records(EXAM, ExamItem) if item.split == "test"]
     arms, seeds = list_arms(config), config.seeds
     if config.evaluation.tasks:
         find_tasks(config.evaluation.tasks, config.evaluation.tasks_folder)  # a misspelt one ends it here
     jobs = [(config, items, UNTUNED, seeds[0]), *((config, items, arm, seed) for arm in arms for seed in seeds)]
-    (untuned, *tuned) = run_jobs(evaluate_arm, jobs, config.machine)
+    untuned, *tuned = run_jobs(evaluate_arm, jobs, config.machine)
     sat = {UNTUNED: [untuned] * len(seeds)}
     sat |= {arm: tuned[place * len(seeds) :][: len(seeds)] for place, arm in enumerate(arms)}
-    measures = {}
-    for measure in Sitting.__dataclass_fields__:
-        values = {arm: np.stack([getattr(sitting, measure) for sitting, _ in by_seed]) for arm, by_seed in sat.items()}
-        applies = ~np.isnan(values[UNTUNED][0])
-        if applies.any():
-            chosen = {arm: rows[:, applies] for arm, rows in values.items()}
-            measures[measure] = compare(config, chosen, measure, measure in LOSSES) | {"items": int(applies.sum())}
-    tasks = {
-        name: compare(config, {arm: stack_task(rows, name) for arm, rows in sat.items()}, name, scores.losses)
-        for name, scores in untuned[1].items()
-    }
-    main = next(measure for measure in MAIN if measure in measures)
+    results = compare_sittings(config, sat, "initial")
     options = [len(item.options) for item in items if item.options]
-    results = {
-        "measure": main,
-        "arms": measures.pop(main)["arms"],
-        "measures": measures,
-        "tasks": tasks,
+    results |= {
         "items": len(items),
         "seeds": len(seeds),
         "chance": round(float(np.mean([1 / count for count in options])), 4) if options else None,
@@ -74,24 +61,40 @@ def evaluate_arms(config: Config) -> dict:
     return results
 
 
-def stack_task(by_seed: list[tuple[Sitting, dict[str, TaskScores]]], name: str) -> NDArray[np.float64]:
-    return np.stack([tasks[name].values for _, tasks in by_seed])
+def compare_sittings(config: Config, sat: dict[str, list[Examined]], baseline: str) -> dict:
+    """The figures of every arm, each with what it gains over the baseline; `sat` has what every seed was examined to.
+
+    `arms` has those of `measure`: accuracy, or answer_nats for an exam of open questions alone. `measures` has those of
+    all others that apply to some item, `tasks` those of evaluation.tasks, each by arm.
+    """
+
+    def compare(values: Values, name: str, losses: bool) -> dict:
+        return {"arms": summarise(values, baseline, config.evaluation.bootstrap, config.seeds[0], name, losses)}
+
+    measures, tasks = {}, {}
+    for measure in Sitting.__dataclass_fields__:
+        values = {arm: np.stack([getattr(sitting, measure) for sitting, _ in by_seed]) for arm, by_seed in sat.items()}
+        applies = ~np.isnan(values[baseline][0])
+        if applies.any():
+            chosen = {arm: rows[:, applies] for arm, rows in values.items()}
+            measures[measure] = compare(chosen, measure, measure in LOSSES) | {"items": int(applies.sum())}
+    for name, scores in sat[baseline][0][1].items():
+        values = {arm: np.stack([found[name].values for _, found in by_seed]) for arm, by_seed in sat.items()}
+        tasks[name] = compare(values, name, scores.losses)
+    main = next(measure for measure in MAIN if measure in measures)
+    return {"measure": main, "arms": measures.pop(main)["arms"], "measures": measures, "tasks": tasks}
 
 
-def compare(config: Config, values: Values, measure: str, losses: bool) -> dict:
-    """{"arms": arm -> figures}, with what each arm gains over the initial one."""
-    bootstrap, seed = config.evaluation.bootstrap, config.seeds[0]
-    return {"arms": summarise(values, "initial", bootstrap, seed, measure, losses)}
+def evaluate_arm(config: Config, items: list[ExamItem], arm: str, seed: int) -> Examined:
+    """What the target makes of the exam after fine-tuning on an arm's pairs."""
+    checkpoint = None if arm == UNTUNED else list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1]
+    return examine(config, items, checkpoint)
 
 
-def evaluate_arm(config: Config, items: list[ExamItem], arm: str, seed: int) -> tuple[Sitting, dict[str, TaskScores]]:
-    """What the target makes of the exam, and of evaluation.tasks, after fine-tuning on an arm's pairs."""
+def examine(config: Config, items: list[ExamItem], checkpoint: Path | None) -> Examined:
+    """What the target makes of the exam, and of evaluation.tasks, with a checkpoint's adapter or (None) without."""
     spec, settings, template = config.models.target, config.evaluation, config.prompts.answer
-    if arm == UNTUNED:
-        model = load_model(spec)
-    else:
-        checkpoint = list_checkpoints(seed_folder(FINETUNED / arm, seed))[-1]
-        model = load_fine_tuned(spec, checkpoint)  # type: ignore[assignment]  # a PeftModel does what its model does
+    model: Any = load_fine_tuned(spec, checkpoint) if checkpoint else load_model(spec)
     tokenizer = load_tokenizer(spec)
     sitting = sit(model, tokenizer, items, template, settings.batch_tokens)
     if settings.answer_tokens:

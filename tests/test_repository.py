@@ -25,7 +25,17 @@ PACKAGE = "rubric_influence"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LARGEST_FILE = 8 * 2**20  # bytes
-OWN = {PACKAGE, "tests", "benchmarks", "clones", "conftest", "faulty_server", "sources"}
+OWN = {
+    PACKAGE,
+    "tests",
+    "benchmarks",
+    "book_samples",
+    "clones",
+    "conftest",
+    "document_samples",
+    "faulty_server",
+    "sources",
+}
 UNDECLARED = OWN | {"flash_attn", "trak"}  # its import is guarded; the module of traker, which is not installed here
 
 

@@ -3,6 +3,7 @@
 TRL calls `RubricReward` with every generation batch. Every rubric, pair and score is a line of `trajectories.jsonl`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from rubric_influence.rl.trajectories import (
 from rubric_influence.synthesis.writing import PairTask, ask_for_pairs, read_pair, read_rubric, sample_pairs
 
 LogMetric = Callable[[str, float], None]
+MOST_BARREN = 3  # steps
 SET_LEVEL = ("set_influence", "shuffled")  # rewards that remember what was served
 
 
@@ -63,6 +65,7 @@ class RubricReward:
         self.documents = {document.id: document for document in documents}
         self.author = name_model(config.models.rubric_generator)
         self.served = score.served if config.rl.reward in SET_LEVEL else None
+        self.barren = 0  # steps in a row without a valid pair
 
     def __call__(
         self, completions: list, document_id: list[str], trainer_state: TrainerState, log_metric: LogMetric, **_: Any
@@ -78,7 +81,10 @@ class RubricReward:
         self.score_pairs(trajectories)
         everyones = gather_rows(trajectories)
         state = open_state()
-        earned = broadcast(self.finish_step(everyones, step, log_metric) if state.is_main_process else [])
+        main = state.is_main_process
+        earned, stop = broadcast((self.finish_step(everyones, step, log_metric), self.judge(everyones)) if main else ())
+        if stop:
+            raise RunStopped(stop)
         start = state.process_index * len(trajectories)
         return [*earned[start : start + len(trajectories)]]
 
@@ -93,6 +99,20 @@ class RubricReward:
         for name, value in describe_batch(trajectories, scores, valid_n).items():
             log_metric(name, value)
         return earned
+
+    def judge(self, trajectories: Sequence[Trajectory]) -> str:
+        """Why training cannot go on: MOST_BARREN steps in a row without one valid pair; "" where it can."""
+        problems = Counter(t.rubric.problem for t in trajectories if t.rubric.problem)
+        problems.update(taught.pair.problem for t in trajectories for taught in t.pairs if taught.pair.problem)
+        valid = any(not taught.pair.problem for t in trajectories for taught in t.pairs)
+        self.barren = 0 if valid else self.barren + 1
+        if self.barren < MOST_BARREN:
+            return ""
+        reasons = "; ".join(f"{count} x {problem}" for problem, count in problems.most_common(3))
+        return (
+            f"{self.barren} steps in a row gave no valid pair, so there is nothing to learn from: {reasons}. Mend the "
+            "prompts, the rubric generator or the teacher; trajectories.jsonl has what they wrote"
+        )
 
     def stack(self, trajectories: Sequence[Trajectory]) -> tuple[Scores, torch.Tensor]:
         return stack_influence(trajectories, self.config.rl.pairs_per_rubric, self.score.directions)

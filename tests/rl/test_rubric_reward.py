@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.records import Document, ExamItem
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Completion
@@ -223,3 +224,14 @@ def test_rewinding_without_a_log_starts_anew(set_level, tmp_path):
     reward.served = reward.served.update(torch.ones(1, 2), torch.tensor([True]))
     reward.rewind(0)
     assert reward.served.served_k is None and not (tmp_path / "log").exists()
+
+
+def test_steps_without_a_valid_pair_end_the_run_with_the_commonest_reasons(plain, tmp_path):
+    reward = make_reward(plain, tmp_path / "log.jsonl", [write_pair("a"), "no pair"])
+    call(reward, ["no rubric"] * 4, 0)
+    call(reward, [GOOD], 1)  # one valid pair: the count begins anew
+    call(reward, ["no rubric"] * 3 + [GOOD], 2)
+    call(reward, ["no rubric"] * 4, 3)
+    with pytest.raises(RunStopped, match=r"3 steps in a row gave no valid pair.*: 4 x .*trajectories.jsonl"):
+        call(reward, ["no rubric"] * 4, 4)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")][-1] == 4  # what they wrote is kept

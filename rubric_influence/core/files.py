@@ -65,7 +65,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
             yield number, line
         elif line.strip():
             try:
-                yield number, parse_json(line)
+                yield number, parse_json(line.rstrip("\n"))
             except ValueError as error:
                 yield number, error
 

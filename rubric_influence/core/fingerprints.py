@@ -35,4 +35,6 @@ def fingerprint(spec: ModelSpec) -> str:
         parts.append(hash_adapter(spec.adapter))
     if spec.endpoint:
         parts += [spec.endpoint.base_url, spec.endpoint.extra_body]
+        if shaping := sorted(set(spec.endpoint.omit) - {"seed"}):
+            parts.append(shaping)
     return content_id(*parts)

@@ -37,6 +37,7 @@ MARKED_UP: dict[str, Callable[[bytes], str | tuple[str, str]]] = {
 FORMATS = (*PLAIN, *MARKED_UP, *row_files.SUFFIXES)
 AS_NAMED = DocumentColumns()
 FAULTY = "cannot be used"
+TRIED = 100  # rows of a file that may all be faulty before the rest is left unread
 PARTLY = "a part of a document that cannot be read"
 
 
@@ -80,7 +81,7 @@ def check_reading(path: Path, count: int, skipped: list[Skipped], skip_faulty: b
     root = path if path.is_dir() else path.parent
     faults = [f"{root / item.source}: {item.fault}" for item in skipped if item.fault]
     if not count:
-        kinds = f"give a file or folder of {', '.join(FORMATS)}, also packed as .gz"
+        kinds = f"give a file or folder of {', '.join(FORMATS)}, also packed as .gz:"
         others = sorted({f"{item.source}: {item.reason}" for item in skipped if not item.fault})
         refuse(f"no documents at {path}; {kinds}", [*faults, *others] or [f"{path}: nothing there"])
     if not skip_faulty:
@@ -131,18 +132,20 @@ def read_content(file: Path) -> bytes:
 
 
 def read_rows_of(file: Path, name: str, columns: DocumentColumns) -> Iterator[Document | Skipped]:
-    """A document a row. Raises ValueError where the file cannot be read or has no rows."""
-    empty = True
-    for place, row in read_rows(file):
-        empty = False
+    """A document a row. Raises ValueError for a file that cannot be read, has no rows or starts with faulty ones."""
+    number = faulty = 0
+    for number, (place, row) in enumerate(read_rows(file), start=1):
+        if faulty == TRIED == number - 1:
+            raise ValueError(f"none of its first {TRIED} rows holds a document; the rest is not read")
         try:
             if isinstance(row, dict) and "CONTEXTS" in row and columns.text[0] not in row:
                 place = place.replace("entry", "article", 1)
                 row = read_abstract(place.partition(" ")[2], row["CONTEXTS"])
             yield read_row(row, columns, f"{name}, {place}")
         except ValueError as error:
+            faulty += 1
             yield Skipped(f"{name}, {place}", FAULTY, str(error))
-    if empty:
+    if not number:
         raise ValueError("it has no rows")
 
 

@@ -29,7 +29,8 @@ CHARSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "gb
 CHARSETS |= {"shift_jis": "cp932", "euc_kr": "cp949", "tis-620": "cp874", "big5": "big5hkscs"}
 # XHTML closes an empty <a id="x"/>, which HTML takes for an opening tag; void elements are without an end in both.
 CLOSED = re.compile(r"<(?!area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr)([a-z][\w:]*)([^<>]*)/>", re.I)
-SPLIT_LINE = re.compile(r"[ \t\xa0]+\n")
+ROOM = 2**30  # bytes that a .docx or .epub may unpack to
+BLANK_ENDS = re.compile(r"[ \t\xa0]+\n")
 
 
 def read_html(content: bytes) -> str:
@@ -67,12 +68,20 @@ def decode_html(content: bytes) -> str:
     raise ValueError(f"not UTF-8 text {said}; convert it to UTF-8")
 
 
+def open_zip(content: bytes) -> zipfile.ZipFile:
+    """Raises ValueError for an archive that would fill the memory."""
+    archive = zipfile.ZipFile(BytesIO(content))
+    if sum(entry.file_size for entry in archive.infolist()) > ROOM:
+        raise ValueError(f"it unpacks to over {ROOM // 2**30} GiB, pictures included")
+    return archive
+
+
 def read_docx(content: bytes) -> tuple[str, str]:
     """The text of a Word file, with its headings, lists, tables and footnotes; and what of it cannot be read."""
     import mammoth
 
     try:
-        with zipfile.ZipFile(BytesIO(content)) as file:
+        with open_zip(content) as file:
             equations = len(re.findall(rb"<m:oMath[ >]", file.read("word/document.xml")))
         titled = "p[style-name='Title'] => h1:fresh"
         page = mammoth.convert_to_html(BytesIO(content), convert_image=lambda image: [], style_map=titled).value
@@ -88,7 +97,7 @@ def read_epub(content: bytes) -> str:
     """
     broken = (zipfile.BadZipFile, ET.ParseError, KeyError, StopIteration, RuntimeError, OSError, zlib.error)
     try:
-        with zipfile.ZipFile(BytesIO(content)) as book:
+        with open_zip(content) as book:
             names = list_chapters(book)
             if "META-INF/encryption.xml" in book.namelist():
                 locked = book.read("META-INF/encryption.xml").decode("utf-8", "replace")
@@ -167,5 +176,5 @@ def write_markdown(root: "Tag") -> str:
         text = converter.convert_soup(root)
     except RecursionError:
         raise ValueError("its elements are nested too deeply; save it as text") from None
-    text = SPLIT_LINE.sub("\n", text.replace("\xad", ""))
+    text = BLANK_ENDS.sub("\n", text.replace("\xad", ""))
     return re.sub(r"\n{3,}", "\n\n", text).strip()

@@ -23,6 +23,6 @@ def tabulate_stages(metrics: Path = METRICS) -> pd.DataFrame:
             rows += [{"stage": stage, "what": name, **counts} for name, counts in total.report().items()]
     if not rows:
         raise ValueError(f"no stage has left its ledger in {metrics}; run the pipeline first: make repro")
-    table = pd.DataFrame(rows).set_index(["stage", "what"])
+    table = pd.DataFrame(rows).fillna(0).set_index(["stage", "what"])
     table.loc[("all", ""), :] = table.sum()
     return table.astype({name: int for name in table.columns if name != "usd"})

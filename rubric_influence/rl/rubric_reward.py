@@ -82,7 +82,8 @@ class RubricReward:
         everyones = gather_rows(trajectories)
         state = open_state()
         main = state.is_main_process
-        earned, stop = broadcast((self.finish_step(everyones, step, log_metric), self.judge(everyones)) if main else ())
+        done = (self.finish_step(everyones, step, log_metric), self.judge(everyones)) if main else ([], "")
+        earned, stop = broadcast(done)
         if stop:
             raise RunStopped(stop)
         start = state.process_index * len(trajectories)
@@ -140,7 +141,7 @@ class RubricReward:
         seed = seed_step(self.seed, step, open_state().process_index)
         conversations = ask_for_pairs(tasks, self.config.prompts)
         completions = self.teacher.generate(conversations, sample_pairs(self.config.synthesis, seed))
-        if failures := [completion.failure for completion in completions if completion.failure]:
+        if failures := [c.failure for c in completions if c.failure and not c.refused]:  # refused: an invalid pair
             # The rubrics are not to blame: a penalty would teach them nothing, to leave them out would bias groups.
             raise RunStopped(
                 f"the teacher {self.teacher.name} left {len(failures)} of {len(completions)} requests of step {step} "

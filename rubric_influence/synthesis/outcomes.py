@@ -17,6 +17,7 @@ from rubric_influence.synthesis.parsing import ParsedPair, ParsedRubric, parse_p
 
 RUBRICS, PAIRS = "rubrics", "pairs"  # what is asked for, as the ledger names it
 FAILED = "request failed: "  # prefix of the problem of a record for which no answer came
+REFUSED = "refused: "  # the same where the answer that came is a refusal
 PARSERS: dict[str, Callable[[str], ParsedRubric | ParsedPair]] = {RUBRICS: parse_rubric, PAIRS: parse_pair}
 LEAST_ANSWERS = 100  # fewer say little about the rest
 MOST_SHOWN = 3  # problems in the message, the commonest
@@ -24,7 +25,9 @@ MOST_SHOWN = 3  # problems in the message, the commonest
 
 def explain(completion: Completion, problem: str) -> str:
     """Why a completion cannot be used, given the parser's problem; "" where it can."""
-    return FAILED + completion.failure if completion.failure else problem
+    if completion.failure:  # an answer that is a refusal is asked for again with another seed, as any that is invalid
+        return (REFUSED if completion.refused == "answer" else FAILED) + completion.failure
+    return problem if completion.finished or not problem else f"cut by max_tokens: {problem}"
 
 
 @dataclass

@@ -371,6 +371,18 @@ def test_a_folder_of_unread_formats_alone_is_refused_with_what_is_there(tmp_path
         read_documents(tmp_path)
 
 
+def test_a_file_that_begins_with_faulty_rows_alone_is_not_read_to_its_end(tmp_path):
+    write_lines(tmp_path / "d.jsonl", *[{"body": "a"}] * 5000)
+    write_lines(tmp_path / "e.jsonl", *[{"body": "a"}] * 99, {"text": "b"}, *[{"body": "a"}] * 100)
+    found = read_documents(tmp_path, skip_faulty=True)
+    assert [document.text for document in found.documents] == ["b"]
+    of_first = [item for item in found.skipped if item.source.startswith("d.jsonl")]
+    assert len(of_first) == 101 and of_first[-1].fault == (
+        "none of its first 100 rows holds a document; the rest is not read"
+    )
+    assert len(found.skipped) == 101 + 199
+
+
 def test_a_cell_may_hold_a_whole_book(tmp_path):
     book = "word " * 50_000
     (tmp_path / "d.csv").write_text(f"text\n{book}\n")

@@ -135,6 +135,13 @@ def test_what_is_no_such_file_is_refused(read, content):
         read(content)
 
 
+def test_a_file_that_would_fill_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("rubric_influence.data.markup.ROOM", 1000)
+    for read, content in ((read_docx, make_docx(paragraph("word " * 300))), (read_epub, zip_files({"a": "a" * 1001}))):
+        with pytest.raises(ValueError, match="it unpacks to over"):
+            read(content)
+
+
 DEEP = b"<div>" * 3000 + b"text"
 
 

@@ -258,3 +258,13 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert "no exam at none.jsonl; give --exam" in done.stderr and "--no-exam" in done.stderr
     done = subprocess.run([*command, "--no-exam"], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 1 and "holds no run.json of a streamed corpus" in done.stderr
+
+
+def test_chunks_of_a_document_are_on_one_side_though_each_is_on_a_line_of_its_own():
+    rows = [
+        {"document_title": f"{title} ({n}/9)", "document_source": f"d.jsonl, line {n}", "document_id": str(n)}
+        for title in "abcdef"
+        for n in range(1, 10)
+    ]
+    sides = {title: {is_test(row, 0.5) for row in rows if row["document_title"][0] == title} for title in "abcdef"}
+    assert all(len(side) == 1 for side in sides.values()) and {True} in sides.values() and {False} in sides.values()

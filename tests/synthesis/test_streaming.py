@@ -118,7 +118,7 @@ def test_failed_requests_are_kept_with_their_reason_and_asked_for_by_the_next_ru
         assert counts["failed"] == 2
         assert counts["requested"] == counts["valid"] + counts["invalid"] + counts["failed"]
         problems = [row["problem"] for row in read_rows(out)["pairs"] if row["problem"].startswith("request failed")]
-        assert problems == ["request failed: HTTP 500, 2 times"] * 2
+        assert problems == ["request failed: HTTP 500: try again, 2 times"] * 2
         server.kinds = ()
         del server.respond
         server.faults = 0.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from rubric_influence.cli import influence, lab, pipeline, synthesis
+from rubric_influence.cli import influence, lab, models, pipeline, synthesis
 from rubric_influence.core.checks import RunStopped
 
 
@@ -20,11 +20,12 @@ def commands() -> None:
     \b
     From a profile to results:     dvc repro, after rubric-influence plan params.yaml
     A corpus of any size:          rubric-influence synthesise, score, release
+    Models without a hub:          rubric-influence model fetch
     Training over several GPUs:    accelerate launch -m rubric_influence launch STAGE
     """
 
 
-for command in (*pipeline.COMMANDS, *synthesis.COMMANDS, *influence.COMMANDS, *lab.COMMANDS):
+for command in (*pipeline.COMMANDS, *synthesis.COMMANDS, *influence.COMMANDS, *models.COMMANDS, *lab.COMMANDS):
     commands.add_command(command)
 
 

@@ -8,6 +8,7 @@ from pydantic import JsonValue
 
 from rubric_influence.core.section import Count, NonNegative, Positive, PositiveFraction, Section
 
+Sampled = Literal["seed", "temperature", "top_p"]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -23,6 +24,9 @@ class Endpoint(Section):
     attempts: Count = 8  # tries of a request before it is given up as failed
     backoff: Positive = 0.5  # seconds before the second try, doubled at each further one
     extra_body: dict[str, JsonValue] = {}  # sent with every request, e.g. chat_template_kwargs for vLLM
+    omit: list[Sampled] = []  # parameters that are not sent
+    rename: dict[Sampled | Literal["max_tokens"], str] = {}  # the server's names, e.g. max_tokens: max_completion_tokens
+    stream: bool = False  # answers come as streams; found by itself where the server gives no others
 
     def model_post_init(self, context: object) -> None:
         # The first two messages do not repeat what was found: it may be the key.

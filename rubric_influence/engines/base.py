@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -15,13 +15,20 @@ MAX_OUTPUT_CHARACTERS = 100_000  # of a completion; the rest is not read
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote, without special tokens; the token counts are those paid for (the end token included)."""
+    """What a model wrote, without special tokens; the token counts are those paid for (the end token included).
+
+    `refused`: "request" where the server judged what the request holds (it would again, and others may be answered),
+    "answer" where it or the model refused to answer this time.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finished: bool  # the model ended by itself; False where max_tokens cut it, or made a constrained one close
-    failure: str = ""  # why the model gave no text; "" where it gave one
+    failure: str = ""  # why there is no text to use; "" where there is one
+    refused: Literal["", "request", "answer"] = ""
+    estimated: bool = False  # a token count is an estimate, since the server gave none
+    unseeded: bool = False  # drawn without its seed, which the server does not take
 
 
 @dataclass(frozen=True)

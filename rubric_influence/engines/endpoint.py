@@ -1,23 +1,21 @@
 """Any OpenAI-compatible endpoint (`vllm serve`, hosted APIs) as a text engine.
 
-One call sends many requests side by side, as many as the server bears (throttle.py). A fault that may pass is tried
-again, one that cannot pass stops the call at once (responses.py). Every answer is written to the journal as soon as it
-arrives, under a key of everything that shapes it, and is never asked for again.
+One call sends many requests side by side, as many as the server bears (throttle.py); the engine's first request goes
+alone, as it shows which parameters the server takes (shapes.py). A fault that may pass is tried again, one of a single
+request costs no other, and one of all requests stops the call at once (faults.py). Every answer is written to the
+journal as soon as it arrives, under a key of everything that shapes it, and is never asked for again (books.py).
 """
 
 import asyncio
-import itertools
-import json
 import os
 import random
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import openai
 from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
@@ -25,32 +23,26 @@ from tqdm import tqdm
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.model_sections import LOOPBACK, ModelSpec
-from rubric_influence.core.records import content_id
 from rubric_influence.engines.base import Completion, Sampling, name_model
-from rubric_influence.engines.ledger import MILLION, Ledger
-from rubric_influence.engines.responses import Fault, read_answer, read_refusal
-from rubric_influence.engines.throttle import RequestWindow, choose_backoff
+from rubric_influence.engines.books import Books
+from rubric_influence.engines.faults import Fault, Reach
+from rubric_influence.engines.ledger import Ledger
+from rubric_influence.engines.requests import Request, price, write_requests
+from rubric_influence.engines.responses import Asked, estimate_loss, read_answer, read_refusal
+from rubric_influence.engines.shapes import Shape, adapt, advise, describe_omissions, open_shape
+from rubric_influence.engines.throttle import LONGEST_BACKOFF, RequestWindow, choose_backoff
 from rubric_influence.models.chat import Conversation
 
 MAX_BODY_BYTES = 8 << 20  # of a response; a larger one is no answer
 RESERVE_BYTES = 4 << 20  # of the disk, for the answers that are under way when it fills up
 MOST_FAILURES_IN_A_ROW = 20  # requests given up without one answer in between: the server is gone
-HOW_TO_GO_ON = (
-    "Check the server, the endpoint's base_url and key, the model's name and the sampling parameters; what was "
-    "answered is kept: run the same command to go on"
-)
+MOST_FIRST_REFUSALS = 5  # the same before the first answer, for refusals that may be of one request or of all
+CHECK = "Check the server, the endpoint's base_url and key, the model's name and the sampling parameters"
+HOW_TO_GO_ON = "what was answered is kept: run the same command to go on"
 
 
 class EndpointError(RunStopped):
     """The endpoint cannot be used as it is; the answers that came are kept."""
-
-
-class Request(NamedTuple):
-    place: int  # of its conversation in the call
-    key: str  # a hash of everything that shapes the answer
-    body: dict[str, Any]
-    tokens: int  # the most that it can use: no token of a prompt is less than a byte
-    usd: float  # the most that it can cost
 
 
 class EndpointEngine:
@@ -67,58 +59,51 @@ class EndpointEngine:
         assert spec.endpoint is not None  # ModelSpec sees to it, for the engine openai
         self.spec, self.endpoint, self.name = spec, spec.endpoint, name_model(spec)
         self.journal, self.ledger, self.what = journal, ledger or Ledger(), what
-        self.prices = (self.endpoint.usd_per_million_prompt_tokens, self.endpoint.usd_per_million_completion_tokens)
+        self.shape = open_shape(self.endpoint)
+        self.probed = self.answered = False  # whether a request of this shape was not refused; whether one was answered
         self.read_key()  # a missing key should stop a run before its first stage is paid for
 
     def generate(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Completion]:
-        """One completion for each conversation, in order; those that failed have a `failure` and no text.
+        """One completion for each conversation, in order; those that failed have a `failure`.
 
-        Raises EndpointError where the endpoint refuses what it is asked or is gone, BudgetReached where the ledger has
-        no room and OSError where the disk has none; the answers up to there are then in the journal.
+        Warns of what the server does not take. Raises EndpointError where the endpoint refuses all that it is asked or
+        is gone, BudgetReached where the ledger has no room and OSError where the disk has none; the answers up to there
+        are then in the journal.
         """
-        shape: dict[str, Any] = dict(temperature=sampling.temperature, top_p=sampling.top_p)
-        shape |= {"max_tokens": sampling.max_tokens, **self.endpoint.extra_body}
-        if schema := sampling.schema:
-            form = {"name": schema.__name__, "schema": schema.model_json_schema(), "strict": True}
-            shape["response_format"] = {"type": "json_schema", "json_schema": form}
-        effort = self.ledger.track(self.what, self.name)
+        books = Books(self.journal, self.ledger, self.what, self.name, price(self.endpoint))
         completions: dict[int, Completion] = {}
         missing = []
-        seeds = draw_seeds(conversations, sampling.seed)
-        for place, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
-            body = {"model": self.spec.path, "messages": conversation, "seed": seed, **shape}
-            key = content_id(self.endpoint.base_url, self.spec.revision, json.dumps(body, sort_keys=True))
-            if self.journal is not None and key in self.journal:
-                completions[place] = self.count(Completion(**self.journal[key]))
-                effort.kept += 1
+        for request in write_requests(self.spec, self.endpoint, conversations, sampling):
+            if (kept := books.recall(request.key)) is not None:
+                completions[request.place] = kept
             else:
-                prompt = sum(len(m["content"].encode("utf-8", "replace")) + 16 for m in body["messages"])
-                usd = (prompt * self.prices[0] + body["max_tokens"] * self.prices[1]) / MILLION
-                missing.append(Request(place, key, body, prompt + body["max_tokens"], usd))
+                missing.append(request)
         if missing:
             started = time.monotonic()
             try:
                 if self.journal is not None:
                     self.journal.hold(RESERVE_BYTES)
                 with start_blocking_portal() as portal:  # a notebook's own thread has a loop already
-                    completions |= portal.call(self.send, missing)
+                    completions |= portal.call(self.send, missing, books)
             finally:
                 if self.journal is not None:
                     self.journal.let_go()
-                effort.seconds += time.monotonic() - started
+                books.effort.seconds += time.monotonic() - started
         return [completions[place] for place in range(len(conversations))]
 
-    async def send(self, requests: Sequence[Request]) -> dict[int, Completion]:
+    async def send(self, requests: Sequence[Request], books: Books) -> dict[int, Completion]:
         """The completions by place. Raises what stopped the call, once all that was under way is settled."""
         key, endpoint = self.read_key(), self.endpoint
         # No redirect may carry documents, and perhaps the key, to another server; no proxy stands before this machine.
         remote = urlsplit(endpoint.base_url).hostname not in LOOPBACK
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=remote)
+        for note in describe_omissions(self.shape, requests[0].body):
+            self.say(note)
         async with openai.AsyncOpenAI(
             base_url=endpoint.base_url, api_key=key or "none", timeout=endpoint.timeout, max_retries=0, http_client=http
         ) as client:
             with tqdm(total=len(requests), desc=self.what, unit="answer", leave=False) as bar:
-                call = Call(self, client, key, bar)
+                call = Call(self, client, key, books, bar)
                 try:
                     await call.send_all(requests)
                 finally:
@@ -128,10 +113,12 @@ class EndpointEngine:
             raise call.stop.result()
         return call.completions
 
-    def count(self, completion: Completion) -> Completion:
-        """The completion, once it is in the ledger."""
-        self.ledger.count(self.what, self.name, [completion], self.prices)
-        return completion
+    def say(self, note: str) -> None:
+        """Warn, once, of how the server is asked; the ledger's effort has it too."""
+        notes = self.ledger.track(self.what, self.name).notes
+        if note not in notes:
+            notes.append(note)
+            warnings.warn(f"{self.name} at {self.endpoint.base_url}: {note}", stacklevel=2)
 
     def read_key(self) -> str:
         """The endpoint's key; "" where it wants none. Raises ValueError where its variable is not set."""
@@ -144,13 +131,14 @@ class EndpointEngine:
 class Call:
     """The requests of one call while they are under way. `stop` gets the first error that is to end the call."""
 
-    def __init__(self, engine: EndpointEngine, client: openai.AsyncOpenAI, key: str, bar: tqdm):
-        self.engine, self.client, self.key, self.bar = engine, client, key, bar
-        self.endpoint, self.effort = engine.endpoint, engine.ledger.track(engine.what, engine.name)
+    def __init__(self, engine: EndpointEngine, client: openai.AsyncOpenAI, key: str, books: Books, bar: tqdm):
+        self.engine, self.client, self.key, self.books, self.bar = engine, client, key, books, bar
+        self.endpoint, self.ledger = engine.endpoint, engine.ledger
         self.completions: dict[int, Completion] = {}  # by place
         self.under_way: dict[asyncio.Task[None], Request] = {}
         self.window, self.rng = RequestWindow(self.endpoint.concurrency), random.Random()
         self.stop: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self.probed = asyncio.Event()  # a try was not refused for its parameters, or is settled
         self.failures_in_a_row = 0
 
     async def send_all(self, requests: Sequence[Request]) -> None:
@@ -161,6 +149,7 @@ class Call:
         def finish(task: asyncio.Task[None]) -> None:
             del self.under_way[task]
             begun.release()
+            self.probed.set()
             if not task.cancelled() and (error := task.exception()):  # an error in this module is not to be swallowed
                 self.halt(error)
 
@@ -168,7 +157,7 @@ class Call:
             await begun.acquire()
             while not self.has_room(request):
                 if not self.under_way:
-                    self.halt(self.engine.ledger.refuse())
+                    self.halt(self.ledger.refuse())
                     break
                 await asyncio.wait(self.under_way, return_when=asyncio.FIRST_COMPLETED)
             if self.stop.done():
@@ -176,84 +165,126 @@ class Call:
             task = asyncio.create_task(self.answer(request))
             self.under_way[task] = request
             task.add_done_callback(finish)
+            if not self.engine.probed:
+                await self.probed.wait()
 
-    def has_room(self, request: Request) -> bool:
-        """Whether the budget covers the request and all that are under way, each at its most."""
-        asked = [request, *self.under_way.values()]
-        return self.engine.ledger.has_room(sum(r.tokens for r in asked), sum(r.usd for r in asked))
+    def has_room(self, *more: Request) -> bool:
+        """Whether the budget covers the requests that are under way, and more, each at its most."""
+        asked = [*more, *self.under_way.values()]
+        return self.ledger.has_room(sum(r.tokens for r in asked), sum(r.usd for r in asked))
 
     async def answer(self, request: Request) -> None:
-        """Ask until there is an answer, the attempts are used up or the call is stopped."""
-        for attempt in range(self.endpoint.attempts):
+        """Ask until there is an answer, the attempts are used up or the call is stopped. A full disk stops it."""
+        attempt = 0
+        while attempt < self.endpoint.attempts:
             async with self.window as sent:
                 if self.stop.done():
                     return
-                self.effort.sent += 1
-                self.effort.retries += attempt > 0
-                outcome = await self.ask(request.body)
+                self.books.effort.sent += 1
+                self.books.effort.retries += attempt > 0
+                shape = self.engine.shape
+                outcome = await self.ask(request, shape)
+            if isinstance(outcome, Fault) and outcome.unwanted and self.reshape(shape, outcome, request):
+                continue  # at once, in another shape
+            self.engine.probed = True
+            self.probed.set()
             if isinstance(outcome, Completion):
                 self.window.report_success()
-                return self.keep(request, outcome)
+                self.failures_in_a_row, self.engine.answered = 0, True
+                if outcome.estimated:
+                    self.engine.say("the server does not say how many tokens an answer took; they are estimated")
+                return self.settle(request, outcome)
             if outcome.congestion:
                 self.window.report_congestion(sent)
-            if outcome.passing and attempt + 1 < self.endpoint.attempts:
-                pause = max(outcome.wait, choose_backoff(attempt, self.endpoint.backoff, self.rng))
-                await asyncio.wait([self.stop], timeout=pause)
-                continue
-            if outcome.passing:
-                failed = Completion("", 0, 0, False, f"{outcome.reason}, {self.endpoint.attempts} times")
-                self.completions[request.place] = self.engine.count(failed)
-                self.failures_in_a_row += 1
-            if not outcome.passing or self.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-                where = f"{self.engine.name} at {self.endpoint.base_url}"
-                self.halt(EndpointError(f"{where}: {outcome.reason}. {HOW_TO_GO_ON}"))
-            return
+            attempt += 1
+            own = outcome.reach is Reach.REQUEST  # its cost is then that of its failure
+            if outcome.lost and not own:
+                self.books.lose(request.key, outcome.lost)
+                if not self.has_room():
+                    return self.halt(self.ledger.refuse())
+            if outcome.reach is not Reach.TRY or attempt == self.endpoint.attempts:
+                return self.give_up(request, outcome)
+            if outcome.wait > LONGEST_BACKOFF:
+                self.engine.say(f"the server asks to wait for {outcome.wait:.0f} s: {outcome.reason}")
+            pause = max(outcome.wait, choose_backoff(attempt - 1, self.endpoint.backoff, self.rng))
+            await asyncio.wait([self.stop], timeout=pause)
+
+    def reshape(self, shape: Shape, fault: Fault, request: Request) -> bool:
+        """Whether to ask again in the engine's shape, which leaves out or renames what the fault names."""
+        if self.engine.shape != shape:  # another request's refusal has changed it
+            return True
+        if adapted := adapt(shape, fault.unwanted, fault.reason, request.body):
+            self.engine.shape, note = adapted
+            self.engine.say(f"{note} ({fault.reason})")
+        return adapted is not None
+
+    def give_up(self, request: Request, fault: Fault) -> None:
+        """Settle a request that has no answer, and stop the call where no other would have one."""
+        reason = fault.reason + (f", {self.endpoint.attempts} times" if fault.reach is Reach.TRY else "")
+        if fault.reach is Reach.REQUEST:
+            refused = Completion("", *(fault.lost or (0, 0)), False, reason, refused="request")
+            self.settle(request, refused, lasting=fault.lasting or fault.lost is not None)
+            self.failures_in_a_row += not self.engine.answered
+        elif fault.reach is not Reach.ENDPOINT:
+            self.settle(request, Completion("", 0, 0, False, reason), lasting=False)
+            self.failures_in_a_row += 1
+        first = fault.reach is Reach.UNCLEAR and not self.engine.answered
+        most = MOST_FIRST_REFUSALS if first else MOST_FAILURES_IN_A_ROW
+        if fault.reach is Reach.ENDPOINT or self.failures_in_a_row >= most:
+            row = "" if fault.reach is Reach.ENDPOINT else f" ({self.failures_in_a_row} requests in a row failed)"
+            fix = fault.fix or (advise(fault.unwanted) if fault.unwanted else CHECK)
+            where = f"{self.engine.name} at {self.endpoint.base_url}"
+            self.halt(EndpointError(f"{where}: {reason.rstrip('.')}{row}. {fix}; {HOW_TO_GO_ON}"))
 
     def halt(self, error: BaseException) -> None:
         """Let no further request be sent; the call raises the first error that it is halted with."""
         if not self.stop.done():
             self.stop.set_result(error)
 
-    def keep(self, request: Request, completion: Completion) -> None:
-        """Write an answer to the journal and count it. A disk that is full stops the call."""
-        self.failures_in_a_row = 0
-        if self.engine.journal is not None:
-            try:
-                self.engine.journal.add(request.key, asdict(completion))
-            except OSError as error:
-                return self.halt(error)
-            if self.engine.journal.full:
-                self.halt(self.engine.journal.full)
-        self.completions[request.place] = self.engine.count(completion)
+    def settle(self, request: Request, completion: Completion, lasting: bool = True) -> None:
+        """Count what came of a request; what lasts is first written to the journal, where a rerun finds it."""
+        if lasting:
+            self.books.keep(request.key, completion)
+        if self.books.journal is not None and self.books.journal.full:
+            self.halt(self.books.journal.full)
+        self.completions[request.place] = self.books.count(completion)
         self.bar.update()
 
-    async def ask(self, body: dict[str, Any]) -> Completion | Fault:
-        """The answer or the fault that one try gives."""
+    async def ask(self, request: Request, shape: Shape) -> Completion | Fault:
+        """The answer or the fault that one try gives; the key, which some servers repeat, is masked."""
+        body = shape.write(request.body)
+        sent = body.keys() - self.endpoint.extra_body.keys() - {"model", "messages"}
+        outcome = await self.fetch(body, Asked(request.prompt, request.body["max_tokens"], sent))
+        if isinstance(outcome, Fault):
+            return replace(outcome, reason=mask(outcome.reason, self.key))
+        return replace(outcome, failure=mask(outcome.failure, self.key), unseeded="seed" in shape.omit)
+
+    async def fetch(self, body: dict[str, Any], asked: Asked) -> Completion | Fault:
+        """What comes back for a body."""
         rest, content = dict(body), bytearray()
         create = self.client.chat.completions.with_streaming_response.create
-        asked = create(messages=rest.pop("messages"), model=rest.pop("model"), extra_body=rest)
+        sending = create(messages=rest.pop("messages"), model=rest.pop("model"), extra_body=rest)
         try:
-            async with asyncio.timeout(self.endpoint.timeout), asked as response:
+            async with asyncio.timeout(self.endpoint.timeout), sending as response:
                 async for part in response.iter_bytes():
                     content += part
                     if len(content) > MAX_BODY_BYTES:
-                        return Fault(f"a response of over {MAX_BODY_BYTES} bytes")
+                        break
+                else:
+                    return read_answer(bytes(content), asked)
+            fault = Fault(f"a response of over {MAX_BODY_BYTES} bytes")
         except (TimeoutError, openai.APITimeoutError):
-            return Fault(f"no answer in {self.endpoint.timeout:g} s", congestion=True)
+            fault = Fault(f"no answer in {self.endpoint.timeout:g} s", congestion=True)
         except openai.APIStatusError as error:
-            return read_refusal(error, self.key)
+            return read_refusal(error, asked.sent)
         except openai.APIConnectionError as error:
-            return Fault(f"the connection failed ({type(error.__cause__ or error).__name__})")
+            fault = Fault(f"the connection failed ({type(error.__cause__ or error).__name__})")
         except openai.OpenAIError as error:
-            return Fault(f"no answer ({type(error).__name__})")
+            fault = Fault(f"no answer ({type(error).__name__})")
         except Exception as error:  # of the HTTP library, while the body is read: cut off, wrongly encoded
-            return Fault(f"the response broke off ({type(error).__name__})")
-        limits = self.engine.ledger.limit_usd, self.engine.ledger.limit_tokens
-        return read_answer(bytes(content), needs_usage=limits != (None, None))
+            fault = Fault(f"the response broke off ({type(error).__name__})")
+        return replace(fault, lost=estimate_loss(bytes(content), asked))
 
 
-def draw_seeds(conversations: Sequence[Conversation], seed: int) -> list[int]:
-    """A 31-bit seed for each conversation; equal conversations have different ones."""
-    seen: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
-    states = (np.random.SeedSequence([seed, next(seen[text])]) for text in map(json.dumps, conversations))
-    return [int(state.generate_state(1)[0] >> 1) for state in states]
+def mask(text: str, key: str) -> str:
+    return text.replace(key, "***") if key else text

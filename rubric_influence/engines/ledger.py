@@ -6,6 +6,7 @@ that an earlier run had left) is kept apart, as effort.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.engines.base import Completion
@@ -19,23 +20,41 @@ class BudgetReached(RunStopped):
 
 @dataclass
 class Usage:
-    """What one kind of request (rubrics, pairs) to one model used; `failed` counts the requests without an answer."""
+    """What one kind of request (rubrics, pairs) to one model used; `failed` counts the requests without an answer.
+
+    `estimated`: of the answers, those whose tokens are estimates; `unseeded`: those drawn without a seed. A report has
+    these two where there are any.
+    """
 
     requests: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    estimated: int = 0
+    unseeded: int = 0
+
+    def report(self) -> dict[str, float]:
+        row = asdict(self) | {"usd": round(self.usd, 6)}
+        return {key: value for key, value in row.items() if value or key not in ("estimated", "unseeded")}
 
 
 @dataclass
 class Effort:
-    """What this run did for it. `kept`: answers of an earlier run, not asked for again; `seconds`: spent waiting."""
+    """What this run did for it. `kept`: answers of an earlier run, not asked for again; `seconds`: spent waiting.
+
+    `lost`: tries that gave no answer though the server had begun to give one, of earlier runs too, with what they may
+    have cost; the budget covers it. `notes`: how the server wanted to be asked.
+    """
 
     sent: int = 0
     retries: int = 0
     kept: int = 0
     seconds: float = 0.0
+    lost: int = 0
+    lost_tokens: int = 0
+    lost_usd: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -54,10 +73,19 @@ class Ledger:
         row = self.usage.setdefault((what, model), Usage())
         for completion in completions:
             row.requests += 1
-            row.failed += bool(completion.failure)
+            row.failed += bool(completion.failure) and completion.refused != "answer"
+            row.estimated += completion.estimated
+            row.unseeded += completion.unseeded
             row.prompt_tokens += completion.prompt_tokens
             row.completion_tokens += completion.completion_tokens
             row.usd += (completion.prompt_tokens * prices[0] + completion.completion_tokens * prices[1]) / MILLION
+
+    def lose(self, what: str, model: str, tries: int, tokens: tuple[int, int], prices: tuple[float, float]) -> None:
+        """Add tries without an answer, and the tokens of prompts and completions that they may have cost in all."""
+        row = self.track(what, model)
+        row.lost += tries
+        row.lost_tokens += sum(tokens)
+        row.lost_usd += (tokens[0] * prices[0] + tokens[1] * prices[1]) / MILLION
 
     def track(self, what: str, model: str) -> Effort:
         """The row that this run's effort is added to."""
@@ -65,11 +93,14 @@ class Ledger:
 
     @property
     def usd(self) -> float:
-        return sum(row.usd for row in self.usage.values())
+        """What was spent, lost tries included."""
+        return sum(row.usd for row in self.usage.values()) + sum(row.lost_usd for row in self.effort.values())
 
     @property
     def tokens(self) -> int:
-        return sum(row.prompt_tokens + row.completion_tokens for row in self.usage.values())
+        """What was spent, lost tries included."""
+        lost = sum(row.lost_tokens for row in self.effort.values())
+        return sum(row.prompt_tokens + row.completion_tokens for row in self.usage.values()) + lost
 
     def has_room(self, tokens: int = 0, usd: float = 0.0) -> bool:
         """Whether the limits leave room for so much more."""
@@ -91,12 +122,13 @@ class Ledger:
 
     def report(self) -> dict[str, dict[str, float]]:
         """`what: model` -> the row of `usage`; the same for the same answers."""
-        return {": ".join(key): asdict(row) | {"usd": round(row.usd, 6)} for key, row in sorted(self.usage.items())}
+        return {": ".join(key): row.report() for key, row in sorted(self.usage.items())}
 
-    def report_effort(self) -> dict[str, dict[str, float]]:
+    def report_effort(self) -> dict[str, dict[str, Any]]:
         """`what: model` -> the row of `effort`."""
         rows = sorted(self.effort.items())
-        return {": ".join(key): asdict(row) | {"seconds": round(row.seconds, 3)} for key, row in rows}
+        rounded = {key: {"seconds": round(row.seconds, 3), "lost_usd": round(row.lost_usd, 6)} for key, row in rows}
+        return {": ".join(key): asdict(row) | rounded[key] for key, row in rows}
 
     def restore(self, report: Mapping[str, Mapping[str, float]]) -> None:
         """Add the `report` of finished work that is not read again."""

@@ -1,21 +1,20 @@
 """The endpoint engine against a real HTTP server, as it should be and as it should not."""
 
 import json
-import time
 from dataclasses import replace
-from email.utils import formatdate
 
 import pytest
 from faulty_server import COMPLETION_TOKENS, PROMPT_TOKENS, TRANSIENT, FaultyServer
+from server_kinds import Kind, KindServer, Reply, complete, filter_prompt, refuse, refuse_seed, want_completion_tokens
 
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines import endpoint as module
 from rubric_influence.engines.base import Sampling
-from rubric_influence.engines.endpoint import EndpointEngine, EndpointError, draw_seeds
+from rubric_influence.engines.endpoint import EndpointEngine, EndpointError
 from rubric_influence.engines.ledger import BudgetReached, Ledger
 from rubric_influence.engines.open import open_engine
-from rubric_influence.engines.throttle import RequestWindow, choose_backoff, read_retry_after
+from rubric_influence.engines.requests import draw_seeds
 from rubric_influence.synthesis.parsing import MAX_OUTPUT_CHARACTERS, RubricOutput
 
 SAMPLING = Sampling(seed=3, max_tokens=8)
@@ -93,14 +92,14 @@ def test_a_request_that_keeps_failing_is_a_failed_completion_and_costs_no_other_
     ledger = Ledger()
     with OneFails(kinds=("500",), malformed=0.0) as server:
         found = make_engine(server, ledger=ledger, attempts=3).generate(ask(5), SAMPLING)
-    assert [completion.failure for completion in found] == ["", "", "HTTP 500, 3 times", "", ""]
+    assert [completion.failure for completion in found] == ["", "", "HTTP 500: try again, 3 times", "", ""]
     assert found[2].text == "" and all(c.text for c in found[:2] + found[3:])
     row = ledger.report()["rubrics: teacher"]
     assert (row["requests"], row["failed"], row["prompt_tokens"]) == (5, 1, 4 * PROMPT_TOKENS)
     assert ledger.effort["rubrics", "teacher"].retries == 2
 
 
-@pytest.mark.parametrize("status", ["400", "401", "403", "404", "422", "302"])
+@pytest.mark.parametrize("status", ["401", "402", "403", "404", "302"])
 def test_what_will_not_pass_stops_at_once_and_keeps_what_was_answered(status, tmp_path):
     class Refuses(FaultyServer):
         async def respond(self, body, writer):
@@ -113,6 +112,101 @@ def test_what_will_not_pass_stops_at_once_and_keeps_what_was_answered(status, tm
             make_engine(server, journal, concurrency=1).generate(ask(50), SAMPLING)
         assert len(server.bodies) == 6
         assert len(journal.values) == len(Journal(tmp_path / "j").values) == 5
+
+
+@pytest.mark.parametrize("status", ["400", "422"])
+@pytest.mark.parametrize(("answers", "requests"), [(0, 5), (5, 5 + 20)])
+def test_refusals_that_say_no_reason_stop_the_call_only_in_a_row(status, answers, requests, tmp_path):
+    class Refuses(FaultyServer):
+        async def respond(self, body, writer):
+            self.faults = float(len(self.bodies) > answers)
+            return await super().respond(body, writer)
+
+    with Refuses(kinds=(status,)) as server:
+        with pytest.raises(EndpointError, match=rf"HTTP {status}: try again \({requests - answers} requests in a row"):
+            make_engine(server, Journal(tmp_path / "j"), concurrency=1).generate(ask(50), SAMPLING)
+        assert len(server.bodies) == requests
+    assert len(Journal(tmp_path / "j").values) == answers  # what may be the server's fault is asked for again
+
+
+def filter_some(body, before):
+    """Every third document is filtered, every fifth makes the server stumble."""
+    number = int(body["messages"][0]["content"].split()[1])
+    if number % 3 == 0:
+        return filter_prompt(body, before)
+    return complete() if number % 5 else refuse("cannot parse", 422)
+
+
+def test_a_request_that_is_refused_costs_no_other_one_and_is_not_asked_for_again(tmp_path):
+    kind, ledgers = Kind("filters some", filter_some), (Ledger(), Ledger())
+    with KindServer(kind) as server:
+        for ledger, requests in zip(ledgers, (12, 2), strict=True):  # the server may parse the others next time
+            found = make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(12), SAMPLING)
+            assert [c.refused for c in found] == ["" if number % 3 else "request" for number in range(12)]
+            assert [bool(c.failure) for c in found] == [number % 3 == 0 or number % 5 == 0 for number in range(12)]
+            assert found[0].failure.startswith("HTTP 400 (content_filter): The response was filtered")
+            assert len(server.bodies) == requests
+            server.bodies.clear()
+    assert ledgers[0].report() == ledgers[1].report()
+
+
+def test_the_first_request_finds_the_shape_and_goes_alone():
+    refused = Kind("new", want_completion_tokens)
+    with KindServer(refused) as server, pytest.warns(UserWarning, match="max_tokens is sent as max_completion_tokens"):
+        server.delay = 0.01
+        engine = make_engine(server)
+        assert not any(c.failure for c in engine.generate(ask(40), SAMPLING))
+        assert len(server.bodies) == 2 + 40 and server.most_out > 1
+        engine.generate(ask(5), SAMPLING)
+        assert len(server.bodies) == 42 + 5
+
+
+def test_answers_without_a_seed_are_kept_for_the_profile_that_says_so(tmp_path):
+    with KindServer(Kind("no seed", refuse_seed)) as server:
+        ledger = Ledger()
+        with pytest.warns(UserWarning, match="seed is not sent"):
+            found = make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(2) * 2, SAMPLING)
+        assert all(c.unseeded for c in found) and len(server.bodies) == 1 + 4
+        assert ledger.report()["rubrics: teacher"]["unseeded"] == 4
+        assert "seed is not sent" in ledger.report_effort()["rubrics: teacher"]["notes"][0]
+        assert make_engine(server, Journal(tmp_path / "j"), omit=["seed"]).generate(ask(2) * 2, SAMPLING) == found
+        assert len(server.bodies) == 5
+
+
+def test_a_budget_holds_for_answers_in_parts_without_usage(tmp_path):
+    parts = [{"type": "text", "text": "long " * 100}, {"type": "text", "text": "x" * 1000}]
+    kind = Kind("parts", lambda body, before: complete(parts, usage=None))
+    ledger, sampling = Ledger(limit_tokens=1500), replace(SAMPLING, max_tokens=600)
+    with KindServer(kind) as server, pytest.raises(BudgetReached):
+        make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(12), sampling)
+    row = ledger.report()["rubrics: teacher"]
+    assert row["requests"] == row["estimated"] == len(server.bodies) == 2
+    assert 2 * 1500 // 3 < ledger.tokens <= 1500
+
+
+def test_tries_that_cost_tokens_for_no_answer_count_for_the_budget_of_this_run_and_the_next(tmp_path):
+    broken = {"choices": [{"message": {"content": "x" * 24}, "finish_reason": "error"}], "usage": None}
+    kind, ledger = Kind("breaks off", lambda body, before: Reply(broken)), Ledger(limit_tokens=150)
+    with KindServer(kind) as server:
+        with pytest.raises(BudgetReached):
+            make_engine(server, Journal(tmp_path / "j"), ledger).generate(ask(1), SAMPLING)
+        lost = ledger.report_effort()["rubrics: teacher"]
+        assert (lost["lost"], lost["lost_tokens"]) == (len(server.bodies), len(server.bodies) * (11 + 8))
+        assert 150 - 44 - 19 < ledger.tokens == lost["lost_tokens"] <= 150
+        again = Ledger(limit_tokens=150)
+        with pytest.raises(BudgetReached):
+            make_engine(server, Journal(tmp_path / "j"), again).generate(ask(1), SAMPLING)
+        assert again.tokens == ledger.tokens == len(server.bodies) * 19
+        assert again.report() == ledger.report() == {}
+
+
+def test_an_answer_is_kept_in_the_bytes_of_before_and_such_a_journal_is_read(tmp_path):
+    with FaultyServer(malformed=0.0) as server:
+        found = make_engine(server, Journal(tmp_path / "j")).generate(ask(1), SAMPLING)
+        value = json.loads((tmp_path / "j").read_text())["value"]
+        assert list(value) == ["text", "prompt_tokens", "completion_tokens", "finished", "failure"]
+        assert make_engine(server, Journal(tmp_path / "j")).generate(ask(1), SAMPLING) == found
+        assert len(server.bodies) == 1
 
 
 def test_a_server_that_is_gone_stops_the_call():
@@ -189,38 +283,3 @@ def test_without_a_key_variable_no_key_of_the_environment_is_sent(monkeypatch):
     with FaultyServer() as server:
         make_engine(server).generate(ask(1), SAMPLING)
     assert not any(KEY in str(headers) for headers in server.headers)
-
-
-def test_the_window_halves_once_for_what_was_out_together_and_grows_by_one_a_window():
-    window = RequestWindow(16)
-    for _ in range(5):
-        window.report_congestion(0)  # all sent before the first halving
-    assert window.size == 8
-    window.report_congestion(1)
-    assert window.size == 4
-    for _ in range(4 + 5):
-        window.report_success()
-    assert window.size == 6
-    for _ in range(200):
-        window.report_success()
-    assert window.size == 16
-
-
-def test_retry_after_is_read_as_seconds_or_as_a_date():
-    assert read_retry_after({"retry-after": "2.5"}) == 2.5
-    in_ten = read_retry_after({"retry-after": formatdate(time.time() + 10, usegmt=True)})
-    assert 8 < in_ten <= 10
-    assert read_retry_after({"retry-after": "1e12"}) == 3600
-    past = formatdate(0, usegmt=True)
-    assert {read_retry_after({"retry-after": text}) for text in ("", "soon", "-1", "nan", past)} == {0.0}
-    assert read_retry_after({}) == 0.0
-
-
-def test_backoff_doubles_and_stays_within_a_minute():
-    class Top:
-        def uniform(self, low, high):
-            assert (low, high) == (0.5, 1.0)
-            return high
-
-    assert [choose_backoff(attempt, 0.5, Top()) for attempt in range(4)] == [0.5, 1.0, 2.0, 4.0]
-    assert choose_backoff(50, 0.5, Top()) == 60.0

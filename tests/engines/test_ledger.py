@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,25 @@ def test_counts_and_cost_are_those_computed_by_hand():
     assert again.report()["pairs: m"] == {key: 2 * value for key, value in row.items()}
 
 
+def test_estimates_refusals_and_answers_without_a_seed_are_counted_and_restored():
+    ledger, again = Ledger(), Ledger()
+    refused = Completion("", 10, 0, True, "refusal: no", refused="answer", estimated=True)
+    ledger.count("pairs", "m", [ANSWER, replace(ANSWER, estimated=True, unseeded=True), refused], PRICES)
+    row = ledger.report()["pairs: m"]
+    assert (row["requests"], row["failed"], row["estimated"], row["unseeded"]) == (3, 0, 2, 1)
+    again.restore(ledger.report())
+    assert again.report() == ledger.report()
+
+
+def test_lost_tries_are_spent_and_are_no_usage():
+    ledger = Ledger(limit_usd=0.001, limit_tokens=300)
+    ledger.lose("pairs", "m", 2, (100, 20), PRICES)
+    assert (ledger.tokens, ledger.usd, ledger.report()) == (120, pytest.approx(0.0004), {})
+    assert ledger.has_room(180) and not ledger.has_room(181) and not ledger.has_room(0, 0.0007)
+    effort = ledger.report_effort()["pairs: m"]
+    assert (effort["lost"], effort["lost_tokens"], effort["lost_usd"]) == (2, 120, 0.0004)
+
+
 def test_room_is_what_the_limits_leave():
     ledger = Ledger(limit_usd=0.001, limit_tokens=300)
     ledger.count("pairs", "m", [ANSWER, ANSWER], PRICES)
@@ -37,14 +57,17 @@ def test_a_runs_cost_is_summed_over_seeds_by_stage(tmp_path):
     one, other = Ledger(), Ledger()
     one.count("pairs", "m", [ANSWER], PRICES)
     other.count("pairs", "m", [ANSWER, FAILED], PRICES)
+    other.count("rubrics", "m", [replace(ANSWER, estimated=True)])
     reports = {"seed-0": one.report(), "seed-1": other.report()}
     for stage in ("initial", "final"):
         (tmp_path / f"{stage}.json").write_text(json.dumps({"ledger": reports}))
     table = tabulate_stages(tmp_path)
-    row = {"requests": 3, "failed": 1, "prompt_tokens": 200, "completion_tokens": 40, "usd": 0.0008}
+    row = {"requests": 3, "failed": 1, "prompt_tokens": 200, "completion_tokens": 40, "usd": 0.0008, "estimated": 0}
     assert table.loc[("final", "pairs: m")].to_dict() == pytest.approx(row)
-    assert table.loc[("all", "")].to_dict() == pytest.approx({name: 2 * value for name, value in row.items()})
-    assert list(table.index.get_level_values("stage")) == ["initial", "final", "all"]
+    more = {"requests": 1, "prompt_tokens": 100, "completion_tokens": 20, "estimated": 1}
+    both = {name: 2 * (value + more.get(name, 0)) for name, value in row.items()}
+    assert table.loc[("all", "")].to_dict() == pytest.approx(both)
+    assert list(table.index.get_level_values("stage")) == ["initial", "initial", "final", "final", "all"]
     with pytest.raises(ValueError, match="run the pipeline first"):
         tabulate_stages(tmp_path / "nowhere")
 

@@ -25,7 +25,7 @@ class Endpoint(Section):
     backoff: Positive = 0.5  # seconds before the second try, doubled at each further one
     extra_body: dict[str, JsonValue] = {}  # sent with every request, e.g. chat_template_kwargs for vLLM
     omit: list[Sampled] = []  # parameters that are not sent
-    rename: dict[Sampled | Literal["max_tokens"], str] = {}  # the server's names, e.g. max_tokens: max_completion_tokens
+    rename: dict[Sampled | Literal["max_tokens"], str] = {}  # as the server has it: max_tokens: max_completion_tokens
     stream: bool = False  # answers come as streams; found by itself where the server gives no others
 
     def model_post_init(self, context: object) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faulty_server import FaultyServer
+from hypothesis import strategies as st
 
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.model_sections import ModelSpec
@@ -26,6 +27,10 @@ from rubric_influence.synthesis.parsing import RubricOutput
 PAGE = Path(__file__).parents[1] / "docs/servers.md"
 TEXT = '{"rubric": "ask for the dose"}'
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+)  # whatever a server may send
 
 
 @dataclass(frozen=True)

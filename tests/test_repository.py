@@ -34,6 +34,7 @@ OWN = {
     "conftest",
     "document_samples",
     "faulty_server",
+    "server_kinds",
     "sources",
 }
 UNDECLARED = OWN | {"flash_attn", "trak"}  # its import is guarded; the module of traker, which is not installed here

@@ -1,6 +1,6 @@
 """An endpoint's answers in journal and ledger: what is kept under which key, and what is counted."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rubric_influence.core.journal import Journal
 from rubric_influence.engines.base import Completion
@@ -39,8 +39,8 @@ class Books:
     def keep(self, key: str, completion: Completion) -> None:
         """Write an answer to the journal. Raises OSError where there is no room for it."""
         if self.journal is not None:
-            row = asdict(completion)
-            self.journal.add(key, {name: value for name, value in row.items() if value or name not in MARKS})
+            row = vars(completion).items()
+            self.journal.add(key, {name: value for name, value in row if value or name not in MARKS})
 
     def count(self, completion: Completion) -> Completion:
         """The completion, once it is in the ledger."""

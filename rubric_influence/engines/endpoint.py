@@ -251,13 +251,11 @@ class Call:
         self.bar.update()
 
     async def ask(self, request: Request, shape: Shape) -> Completion | Fault:
-        """The answer or the fault that one try gives; the key, which some servers repeat, is masked."""
+        """The answer or the fault that one try gives."""
         body = shape.write(request.body)
         sent = body.keys() - self.endpoint.extra_body.keys() - {"model", "messages"}
         outcome = await self.fetch(body, Asked(request.prompt, request.body["max_tokens"], sent))
-        if isinstance(outcome, Fault):
-            return replace(outcome, reason=mask(outcome.reason, self.key))
-        return replace(outcome, failure=mask(outcome.failure, self.key), unseeded="seed" in shape.omit)
+        return replace(outcome, unseeded="seed" in shape.omit) if isinstance(outcome, Completion) else outcome
 
     async def fetch(self, body: dict[str, Any], asked: Asked) -> Completion | Fault:
         """What comes back for a body."""
@@ -271,12 +269,13 @@ class Call:
                     if len(content) > MAX_BODY_BYTES:
                         break
                 else:
-                    return read_answer(bytes(content), asked)
+                    return read_answer(mask(bytes(content), self.key), asked)
             fault = Fault(f"a response of over {MAX_BODY_BYTES} bytes")
         except (TimeoutError, openai.APITimeoutError):
             fault = Fault(f"no answer in {self.endpoint.timeout:g} s", congestion=True)
         except openai.APIStatusError as error:
-            return read_refusal(error, asked.sent)
+            said = mask(error.response.content, self.key)
+            return read_refusal(said, error.response.headers, error.status_code, asked)
         except openai.APIConnectionError as error:
             fault = Fault(f"the connection failed ({type(error.__cause__ or error).__name__})")
         except openai.OpenAIError as error:
@@ -286,5 +285,8 @@ class Call:
         return replace(fault, lost=estimate_loss(bytes(content), asked))
 
 
-def mask(text: str, key: str) -> str:
-    return text.replace(key, "***") if key else text
+def mask(content: bytes, key: str) -> bytes:
+    """What a server sent, without the key, which some repeat; in JSON, a slash may be escaped."""
+    for form in {key, key.replace("/", "\\/")} - {""}:
+        content = content.replace(form.encode(), b"***")
+    return content

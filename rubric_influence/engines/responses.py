@@ -7,11 +7,9 @@ is estimated, so that all that it may have been paid for is counted.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
-
-import openai
 
 from rubric_influence.core.checks import HALF
 from rubric_influence.engines.base import MAX_OUTPUT_CHARACTERS, Completion
@@ -157,6 +155,10 @@ def join_stream(content: bytes) -> dict[str, Any]:
     return body
 
 
-def read_refusal(error: openai.APIStatusError, sent: Collection[str]) -> Fault:
-    """What a status of 300 or above means for a request with the parameters `sent`."""
-    return judge(read_error(error.body, error.status_code, dict(error.response.headers)), sent)
+def read_refusal(content: bytes, headers: Mapping[str, str], status: int, asked: Asked) -> Fault:
+    """What a response of status 300 or above means."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = content.decode("utf-8", "replace")
+    return judge(read_error(body, status, headers), asked.sent)

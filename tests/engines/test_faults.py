@@ -5,15 +5,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from server_kinds import JSON
 
 from rubric_influence.engines.faults import MOST_WORDS, Reach, judge, read_error
 from rubric_influence.engines.responses import Asked, read_answer
 
 SENT = ("seed", "temperature", "top_p", "max_tokens", "response_format")
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-)
 
 
 def refuse(status, message, **more):

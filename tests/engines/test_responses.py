@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_faults import JSON
+from server_kinds import JSON
 
 from rubric_influence.engines.base import Completion
 from rubric_influence.engines.faults import Fault, Tokens

@@ -151,6 +151,14 @@ def test_requests_that_the_teacher_left_unanswered_stop_training_and_are_no_rubr
     assert not (tmp_path / "log").exists()
 
 
+def test_a_pair_that_the_teachers_server_refuses_is_an_invalid_one(plain, tmp_path):
+    reward = make_reward(plain, tmp_path / "log")
+    refused = Completion("", 0, 0, False, failure="HTTP 400 (content_filter)", refused="request")
+    reward.teacher.generate = lambda conversations, sampling: [refused, Completion(write_pair("a"), 5, 9, True)]
+    low, high = call(reward, [GOOD, GOOD], 3)
+    assert low < high and "request failed: HTTP 400 (content_filter)" in (tmp_path / "log").read_text()
+
+
 def test_rewards_for_comparison_read_what_their_names_say(lab_config, tmp_path):
     found = {}
     for kind in ("published", "random", "shuffled", "set_influence"):

@@ -1,6 +1,6 @@
 """Serve a GGUF file on this machine alone, as an OpenAI-compatible endpoint. Needs `pip install xllamacpp`.
 
-    python examples/serve_gguf.py MODEL.gguf --port 8102
+python examples/serve_gguf.py MODEL.gguf --port 8102
 """
 
 import argparse
@@ -23,6 +23,7 @@ def main() -> None:
     settings.hostnames, settings.port = ["127.0.0.1"], arguments.port
     settings.n_parallel, settings.n_ctx = arguments.slots, arguments.slots * arguments.context
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = arguments.threads
+    settings.sampling.top_k, settings.sampling.min_p = 0, 0.0  # requests say how to sample: no cuts of llama.cpp's own
     settings.ui = False
     server = xllamacpp.Server(settings)
     print("listening at", server.listening_address, flush=True)

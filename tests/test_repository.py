@@ -34,6 +34,7 @@ OWN = {
     "conftest",
     "document_samples",
     "faulty_server",
+    "gguf_samples",
     "server_kinds",
     "sources",
 }

@@ -114,7 +114,11 @@ def load_dense(path: Path, header: Header, dtype: str) -> PreTrainedModel:
     disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, since output_loading_info is set
-            path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), output_loading_info=True
+            path.parent,
+            gguf_file=path.name,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (ValueError, RuntimeError, KeyError, OSError) as error:  # also NotImplementedError, and other shapes
         raise ValueError(f"transformers cannot read {path}: {error}; take the model's safetensors instead") from error

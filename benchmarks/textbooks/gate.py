@@ -192,6 +192,9 @@ def compare_halves(target: Target, validation: Sequence[ExamItem], tokens: int) 
 
 
 def judge(predicted: np.ndarray, gains: np.ndarray, seed: int) -> dict:
+    """R² and rank correlation with their intervals; a prediction that is the same for all sets explains nothing."""
+    if np.ptp(predicted) == 0:
+        return {"r2": 0.0, "r2_ci95": [0.0, 0.0], "spearman": 0.0, "spearman_ci95": [0.0, 0.0]}
     agreement = measure_agreement(predicted, gains, seed)
     return {name: tidy(getattr(agreement, name)) for name in ("r2", "r2_ci95", "spearman", "spearman_ci95")}
 

@@ -42,8 +42,8 @@ def read_header(path: Path) -> Header:
     with content:
         try:
             return Cursor(content).read_header(path)
-        except (struct.error, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = error if isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError) else "damaged"
+        except (struct.error, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            reason = error if type(error) is ValueError else "damaged"
             raise ValueError(f"{path} cannot be read as GGUF ({reason}); get it anew") from error
 
 

@@ -1,0 +1,68 @@
+"""The gate on a book, on a tiny random model and a server that answers as a teacher; figures mean nothing here."""
+
+import json
+
+import numpy as np
+import pytest
+from book_samples import write_lakes
+from faulty_server import FaultyServer
+
+from benchmarks.textbooks.__main__ import list_rows
+from benchmarks.textbooks.gate import GAINS, POOLS, SCORES, make_case, measure_gate
+from rubric_influence.core.config import Config
+
+
+@pytest.fixture
+def configure(lab_config, subword_model, tmp_path, monkeypatch):
+    """A function from a server's address to the profile, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book").mkdir()
+    write_lakes(tmp_path / "book", chapters=4, size=6)
+    model = {"path": str(subword_model), "dtype": "float32", "attention": "eager"}
+
+    def make(url):
+        base = lab_config().model_dump(mode="json")
+        changes = {
+            "corpus": {"kind": "book", "path": str(tmp_path / "book"), "seed": 0, "validation": 0.3, "guard": 0.2},
+            "models": {
+                "rubric_generator": model,
+                "teacher": {"path": "teacher", "engine": "openai", "endpoint": {"base_url": url}},
+                "target": model,
+            },
+            "budget": {"initial_pairs": 6, "final_pairs": 6},
+            "warmup": base["warmup"] | {"fraction": 0.3, "epochs": 1, "batch_size": 4, "max_tokens": 256},
+            "finetuning": base["finetuning"] | {"max_tokens": 256},
+            "gate": base["gate"] | {"sets": 8, "set_size": 2, "epochs": 1, "batch_size": 2, "learning_rate": 0.01},
+            "influence": base["influence"] | {"batch_tokens": 2000},
+        }
+        return Config.model_validate_json(json.dumps(base | changes))
+
+    return make
+
+
+def test_a_gate_has_every_figure_and_goes_on_where_it_was_stopped(configure, tmp_path):
+    with FaultyServer(malformed=0.0) as server:
+        config = configure(server.url)
+        found = measure_gate(config)
+        asked = sum(server.answered.values())
+        assert measure_gate(config) == found and sum(server.answered.values()) == asked > 0
+    assert set(found["pools"]) == set(POOLS) and found["sets"] == 8
+    for draw in ("teacher", "mixed"):
+        for gain in GAINS:
+            figures = found[draw][gain]
+            assert set(figures) == {"mean_gain", *SCORES, "similarity", "loss", "length"}
+            assert all(0 <= figures[name]["r2"] <= 1 for name in SCORES)
+    assert found["influence_r2"] == found["mixed"]["answer_nats"]["influence"]["r2"]
+    assert -1 <= found["halves_cosine"] <= 1
+    assert len(list_rows(found)) == 1 + len(POOLS) + 4 * (2 + len(SCORES) + 3)
+
+
+def test_pools_are_of_one_size_and_the_false_one_has_the_terms_of_others(configure, tmp_path):
+    with FaultyServer(malformed=0.0) as server:
+        case = make_case(configure(server.url), tmp_path)
+    assert len({len(pool) for pool in case.pools.values()}) == 1 and case.warm_up
+    right = {pair.question: pair.answer for pair in case.pools["term"]}
+    false = {pair.question: pair.answer for pair in case.pools["false"]}
+    assert all(right[question] != false[question] for question in right.keys() & false.keys())
+    assert not {item.id for item in case.validation} & {item.id for item in case.guard}
+    assert np.isfinite([len(pool) for pool in case.pools.values()]).all()

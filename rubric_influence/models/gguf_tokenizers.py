@@ -3,7 +3,7 @@
 transformers 5.17 reads GGUF tokenizers as well, wrongly for whole families: Gemma's BPE as a unigram model ("This" is
 four tokens), every llama's text as GPT-2 splits it, the first token as the end token. A model that is fed other tokens
 than it was trained on gives no error, it is merely worse. So each kind built here was compared with llama.cpp, token by
-token, on 400 texts of four textbooks and on odd ones (only Qwen's, which composes accents, differs), and other kinds
+token, on 400 texts of textbooks and on odd ones (only Qwen's, which composes accents, differs), and other kinds
 are refused.
 """
 

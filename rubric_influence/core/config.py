@@ -15,7 +15,7 @@ def check_micro_batch(micro_batch: int | None, batch: int, name: str) -> None:
 
 
 class Prompts(Section):
-    """What the models are asked. Slots: {document}, {rubric}, {question}."""
+    """What the models are asked. Slots: {document}, {rubric}, {question}; {language}, the document's, if wanted."""
 
     rubric: str
     pair: str

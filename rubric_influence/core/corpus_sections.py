@@ -73,6 +73,7 @@ class TextCorpus(Section):
     skip_faulty_questions: bool = False  # leave them out, counted in the report, in place of refusing the exam
     max_documents: Count | None = None  # how many documents are kept, after shuffling by seed; null: all
     max_document_words: Count = 1500  # a longer document is cut into chunks of at most this many words
+    documents_together: Count = 1  # in one context, each with those most like it; above 1 for pairs that need several
     validation: Fraction = 0.2
     guard: Fraction = 0.1
     dev: Fraction = 0.2  # the rest of the questions is the test

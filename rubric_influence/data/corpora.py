@@ -14,6 +14,7 @@ from rubric_influence.data.documents import drop_duplicates, read_documents
 from rubric_influence.data.exam_formats import read_exam
 from rubric_influence.data.exams import SPLITS, drop_repeated_questions, shuffle_by_seed, split_exam
 from rubric_influence.data.folders import Skipped
+from rubric_influence.data.joining import join_alike
 
 REPEATED = "the text of an earlier document"
 
@@ -35,6 +36,8 @@ def build_text(config: TextCorpus) -> Corpus:
     chunks = [chunk for document in unique for chunk in chunk_document(document, config.max_document_words)]
     kept = drop_duplicates(chunks)
     documents = shuffle_by_seed(kept, config.seed)[: config.max_documents]
+    if config.documents_together > 1:
+        documents = join_alike(documents, kept, config.documents_together)
     asked = read_exam(config.exam, config.exam_format, config.exam_columns, config.skip_faulty_questions)
     items = asked.items
     exam = split_exam(items, config.validation, config.guard, config.dev, config.seed, config.max_exam_items)

@@ -13,18 +13,16 @@ from itertools import pairwise
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
-from py3langid.langid import LanguageIdentifier
 
 from rubric_influence.core.config import Quality
 from rubric_influence.core.records import ExamItem, QAPair
 from rubric_influence.core.text import is_spaced, list_grams, split_words
 from rubric_influence.data.contamination import ContaminationIndex
+from rubric_influence.synthesis.languages import identify, open_identifier
 
 REMOVED = "removed: "  # prefix of the problem of a valid pair that is not kept
 PERMUTATIONS = 128
 SHINGLE = 3  # words
-FEWEST_WORDS = 10  # the language of a shorter text would be a guess
-SUREST = 0.95  # the least probability at which a language is believed
 STEM = 5  # letters: words that begin alike are mostly forms of one
 SHORTEST_STEM = 4  # shorter words, but for numbers, are mostly those of any text
 Flags = dict[str, str]  # check -> why
@@ -71,23 +69,13 @@ class LanguageCheck:
 
     def __init__(self, language: str):
         self.language = language
-        self.identifier = LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
-        if language not in ("document", *self.identifier.labels):
-            known = ["document", *sorted(self.identifier.labels)]
+        if language not in (known := ["document", *sorted(open_identifier().labels)]):
             raise ValueError(f"quality.language is {language!r}, expected one of {known}")
-        self.identify_document = lru_cache(maxsize=64)(self.identify)
-
-    def identify(self, text: str) -> str:
-        """The text's language; "" where it is too uncertain."""
-        if len(split_words(text)) < FEWEST_WORDS:
-            return ""
-        found, probability = self.identifier.classify(text)
-        return found if probability >= SUREST else ""
 
     def find(self, text: str, document: str = "") -> str:
         """The reason to flag the text; "" where its language is right, or either language is too uncertain."""
-        found, follows = self.identify(text), self.language == "document"
-        expected = self.identify_document(document) if follows else self.language
+        found, follows = identify(text), self.language == "document"
+        expected = identify(document) if follows else self.language
         if not found or not expected or found == expected:
             return ""
         return f"reads as {found}" + (f", its document as {expected}" if follows else "")

@@ -70,3 +70,13 @@ def test_a_control_token_is_broken_and_stays_readable(control):
 
 def test_ordinary_text_is_filled_in_as_it_stands():
     assert disarm("p < 0.05, n<30, a[1] and [see Table 2] {x}") == "p < 0.05, n<30, a[1] and [see Table 2] {x}"
+
+
+def test_a_prompt_with_a_slot_for_it_names_the_documents_language(lab_config):
+    slot = "document : {document} . write in {language} ."
+    asking = {"rubric": slot, "pair": slot + " {rubric}", "pair_without_rubric": slot}
+    prompts = lab_config({"prompts": asking}).prompts
+    french = "Le coeur est un muscle qui pompe le sang dans tout le corps par les artères et les veines."
+    for turn in (ask_rubric(prompts, french), ask_pair(prompts, french, "r"), ask_pair(prompts, french, None)):
+        assert ". write in French ." in turn[0]["content"]
+    assert "write in the language of the document ." in ask_rubric(prompts, "velomab 5mg")[0]["content"]

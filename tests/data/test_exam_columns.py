@@ -69,6 +69,12 @@ def test_options_may_be(options, names, texts):
     assert (asked.names, asked.texts) == (names, texts)
 
 
+@pytest.mark.parametrize("passage", [{"qas": True}, {"qas": [{"question": "q", "answers": "a"}]}])
+def test_a_passage_without_a_list_of_questions_or_answers_is_refused(passage):
+    with pytest.raises(ValueError, match="(qas|answers) is .*, expected a list"):
+        list(split_passages(iter([("line 1", {"paragraphs": [passage]})])))
+
+
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8))
 def test_any_row_is_asked_or_refused(row):
     try:

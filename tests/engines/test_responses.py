@@ -44,6 +44,11 @@ def test_reasoning_is_counted_and_is_no_answer():
         assert read({"content": None, **thought}, usage=None) == Completion("", 10, 3, True, estimated=True)
 
 
+def test_reasoning_that_only_the_total_counts_is_of_the_completion():
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 215}
+    assert read({"content": "a drug"}, usage=usage) == Completion("a drug", 10, 205, True)
+
+
 @pytest.mark.parametrize(
     ("usage", "tokens", "estimated"),
     [

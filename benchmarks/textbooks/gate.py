@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.influence.medquad import tidy
 from rubric_influence.core.config import Config
 from rubric_influence.core.corpus_sections import BookCorpus
 from rubric_influence.core.journal import Journal
@@ -197,7 +198,3 @@ def judge(predicted: np.ndarray, gains: np.ndarray, seed: int) -> dict:
         return {"r2": 0.0, "r2_ci95": [0.0, 0.0], "spearman": 0.0, "spearman_ci95": [0.0, 0.0]}
     agreement = measure_agreement(predicted, gains, seed)
     return {name: tidy(getattr(agreement, name)) for name in ("r2", "r2_ci95", "spearman", "spearman_ci95")}
-
-
-def tidy(figures: float | Sequence[float]) -> float | list[float]:
-    return np.round(np.asarray(figures, float), 5).tolist()

@@ -25,6 +25,11 @@ class LabCorpus(Section):
     guard_entities: Count  # entities without a document that the guard questions are about; nothing optimises for them
     seed: int
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that a user brings, documents first."""
+        return []  # its table comes with the project
+
     def model_post_init(self, context: object) -> None:
         dev, documents = self.dev_documents, self.documents
         if dev >= documents:
@@ -80,6 +85,11 @@ class TextCorpus(Section):
     max_exam_items: Count | None = None
     seed: int
 
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that a user brings, documents first."""
+        return [self.documents, self.exam]
+
     def model_post_init(self, context: object) -> None:
         if self.exam_format != "table" and self.exam_columns != ExamColumns():
             raise ValueError(f"exam_columns are for exam_format: table; exam_format is {self.exam_format}")
@@ -103,6 +113,11 @@ class BookCorpus(Section):
     dev: Fraction = 0.1  # the rest is the test, and its modules' text the documents
     max_exam_items: Count | None = None  # whole modules are taken while their questions are no more than this
     seed: int
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files and folders that a user brings, documents first."""
+        return [self.path]
 
     def model_post_init(self, context: object) -> None:
         check_test_share(self.validation, self.guard, self.dev)

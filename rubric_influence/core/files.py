@@ -21,14 +21,19 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     partial.replace(path)
 
 
-def read_text(path: str | Path) -> str:
-    """A file's text without a byte order mark, unpacked if it is a .gz. Raises ValueError if it is no UTF-8."""
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes, unpacked if it is a .gz. Raises ValueError for a .gz that cannot be unpacked."""
     content = Path(path).read_bytes()
     try:
-        content = gzip.decompress(content) if str(path).lower().endswith(".gz") else content
-        return content.decode("utf-8-sig")
+        return gzip.decompress(content) if str(path).lower().endswith(".gz") else content
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"not a gzip file ({error})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text without a byte order mark, unpacked if it is a .gz. Raises ValueError if it is no UTF-8."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8") from None
 

@@ -5,15 +5,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from gzip import BadGzipFile, decompress
 from pathlib import Path
-from zlib import error as ZlibError
 
 from transformers import PreTrainedTokenizerBase
 
 from rubric_influence.core.checks import check_object, check_text, refuse
 from rubric_influence.core.corpus_sections import DocumentColumns
-from rubric_influence.core.files import read_text
+from rubric_influence.core.files import read_bytes, read_text
 from rubric_influence.core.records import Document
 from rubric_influence.core.text import fill
 from rubric_influence.data import row_files
@@ -78,8 +76,7 @@ def check_documents(
 
 def check_reading(path: Path, count: int, skipped: list[Skipped], skip_faulty: bool) -> None:
     """Raise ValueError for faulty documents, and where there are no documents."""
-    root = path if path.is_dir() else path.parent
-    faults = [f"{root / item.source}: {item.fault}" for item in skipped if item.fault]
+    faults = [locate(path, item) for item in skipped if item.fault]
     if not count:
         kinds = f"give a file or folder of {', '.join(FORMATS)}, also packed as .gz:"
         others = sorted({f"{item.source}: {item.reason}" for item in skipped if not item.fault})
@@ -87,6 +84,11 @@ def check_reading(path: Path, count: int, skipped: list[Skipped], skip_faulty: b
     if not skip_faulty:
         way = "correct or remove them, or have them left out by corpus.skip_faulty_documents"
         refuse(f"these documents cannot be used; {way}:", faults)
+
+
+def locate(path: Path, item: Skipped) -> str:
+    """What is wrong with a faulty file or row, and where: `path` is that of the corpus."""
+    return f"{(path if path.is_dir() else path.parent) / item.source}: {item.fault}"
 
 
 def each_document(path: str | Path, columns: DocumentColumns = AS_NAMED) -> Iterator[Document | Skipped]:
@@ -114,21 +116,12 @@ def each_document(path: str | Path, columns: DocumentColumns = AS_NAMED) -> Iter
 def read_whole(file: Path, name: str) -> Iterator[Document | Skipped]:
     """The file as one document, and what of it is left out. Raises ValueError where it has no text."""
     read = MARKED_UP.get(find_suffix(file))
-    found = read(read_content(file)) if read else read_text(file)
+    found = read(read_bytes(file)) if read else read_text(file)
     text, missing = (found, "") if isinstance(found, str) else found
     title = Path(file.name[:-3] if file.suffix.lower() == ".gz" else file.name).stem
     yield Document(check_text(text, "text"), check_text(title, "the file's name"), name)
     if missing:
         yield Skipped(f"{name}, {missing}", PARTLY)
-
-
-def read_content(file: Path) -> bytes:
-    """A file's bytes, unpacked if it is a .gz."""
-    content = file.read_bytes()
-    try:
-        return decompress(content) if file.suffix.lower() == ".gz" else content
-    except (BadGzipFile, EOFError, ZlibError) as error:
-        raise ValueError(f"not a gzip file ({error})") from None
 
 
 def read_rows_of(file: Path, name: str, columns: DocumentColumns) -> Iterator[Document | Skipped]:

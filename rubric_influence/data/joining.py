@@ -28,8 +28,7 @@ def join_alike(documents: Sequence[Document], others: Sequence[Document], count:
         alike = [others[place] for place in places if others[place] != document][: count - 1]
         parts = [document, *alike]
         text = "\n\n".join(f"{part.title}\n\n{part.text}".strip() for part in parts)
-        titles, sources = (
-            list(dict.fromkeys(names)) for names in zip(*((p.title, p.source) for p in parts), strict=True)
-        )
-        joined.append(Document(text, " + ".join(filter(None, titles)), "; ".join(sources)))
+        titles = dict.fromkeys(part.title for part in parts if part.title)
+        sources = dict.fromkeys(part.source for part in parts)
+        joined.append(Document(text, " + ".join(titles), "; ".join(sources)))
     return joined

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from rubric_influence.core.files import parse_json, read_json_lines, read_lines, read_text
+from rubric_influence.data.folders import DESCRIPTIONS
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 Rows = Iterator[tuple[str, object]]  # where a row is, and its columns by name, or a ValueError for what is no row
@@ -27,7 +28,7 @@ def list_tables(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if find_suffix(path) in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.name not in ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
+        and path.name not in DESCRIPTIONS
     ]
 
 

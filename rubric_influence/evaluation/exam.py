@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.data.metrics.squad_metrics import compute_exact, compute_f1
 
 from rubric_influence.core.records import ExamItem
+from rubric_influence.evaluation.intervals import Measured
 from rubric_influence.models.chat import encode_pair, find_ends, read_row
 from rubric_influence.models.examples import IGNORED, Example, encode
 from rubric_influence.models.losses import evaluated, plan_batches, sweep_losses
 
-Measured = NDArray[np.float64]
 NAN = float("nan")
 MAIN = ("accuracy", "answer_nats")  # what a run is judged by: the first of them that the exam has
 LOSSES = ("answer_nats", "option_nats")  # measures of which less is better

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rubric_influence.evaluation.intervals import Measured
 from rubric_influence.models.chat import TEMPLATE_OPTIONS
 
 
@@ -18,15 +19,20 @@ from rubric_influence.models.chat import TEMPLATE_OPTIONS
 class TaskScores:
     """One metric of one task: a value a question, [questions], in the task's order."""
 
-    values: NDArray[np.float64]
+    values: Measured
     losses: bool  # lower is better
+
+
+@lru_cache(maxsize=1)  # reading the thousands of tasks takes longer than many of them do, and each arm asks for it
+def open_index(folder: str | None) -> TaskManager:
+    return TaskManager(include_path=folder)
 
 
 def find_tasks(names: Sequence[str], folder: str | None) -> TaskManager:
     """The harness's index of tasks, with those of YAML files in `folder`. Raises ValueError for a name it lacks."""
     if folder and not Path(folder).is_dir():
         raise ValueError(f"evaluation.tasks_folder is {folder!r}, which is no folder of tasks' YAML files")
-    manager = TaskManager(include_path=folder)
+    manager = open_index(folder)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise ValueError(
             f"lm-evaluation-harness has no tasks {unknown}; `lm_eval ls tasks` lists its own, and "

@@ -119,7 +119,7 @@ def load_dense(path: Path, header: Header, dtype: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, RuntimeError, KeyError, OSError) as error:  # also NotImplementedError, and other shapes
+    except (ValueError, RuntimeError, KeyError, OSError) as error:  # RuntimeError: tensors of other shapes
         raise ValueError(f"transformers cannot read {path}: {error}; take the model's safetensors instead") from error
     quantised, info = loaded
     placed = sum(weight.numel() for weight in quantised.parameters())

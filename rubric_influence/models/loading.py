@@ -10,7 +10,14 @@ import torch
 from huggingface_hub import constants as hub
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from rubric_influence.core.model_sections import ModelSpec
@@ -70,6 +77,11 @@ def load_model(spec: ModelSpec, device: str | torch.device | None = None, merge:
         adapted = attach_adapter(model, spec.adapter, spec.path)
         model = adapted.merge_and_unload() if merge else adapted.get_base_model()
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def load_settings(spec: ModelSpec) -> PreTrainedConfig:
+    """The model's config, without its weights."""
+    return AutoConfig.from_pretrained(check_source(spec) or spec.path, revision=spec.revision, trust_remote_code=False)
 
 
 def attach_adapter(model: PreTrainedModel, adapter: str, name: str) -> PeftModel:

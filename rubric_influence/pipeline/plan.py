@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from transformers import AutoConfig
 
 from rubric_influence.core.checks import refuse
 from rubric_influence.core.config import Config, FineTuning
-from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus
+from rubric_influence.core.corpus_sections import LabCorpus
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.paths import list_arms
 from rubric_influence.data.corpora import Corpus, tell_left_out
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import SPLITS
 from rubric_influence.models.chat import PLAIN_TEMPLATE
-from rubric_influence.models.loading import check_source, load_tokenizer
+from rubric_influence.models.loading import check_source, load_settings, load_tokenizer
 from rubric_influence.pipeline.preflight import check_target
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl import grpo
@@ -76,11 +75,7 @@ def make_plan(config: Config) -> Plan:
 def measure_corpus(config: Config) -> tuple[Figures, Corpus, list[str]]:
     """The corpus's size as in Plan, the corpus (empty if not there) and what could not be looked at."""
     section = config.corpus
-    if isinstance(section, LabCorpus):
-        paths = []
-    else:
-        paths = [section.path] if isinstance(section, BookCorpus) else [section.documents, section.exam]
-    missing = [path for path in paths if not Path(path).exists()]
+    missing = [path for path in section.inputs if not Path(path).exists()]
     if isinstance(section, LabCorpus) or not missing:  # a lab without its field's table is an error
         corpus = build_corpus(section)
         return {"documents": len(corpus.documents), **corpus.report["exam"]}, corpus, []
@@ -116,9 +111,9 @@ def check_models(config: Config, corpus: Corpus) -> tuple[list[str], list[str]]:
         if tokenizer.chat_template.endswith(PLAIN_TEMPLATE):
             notes.append(f"models.{role}: {spec.path} has no chat template; it reads 'Question: ...', 'Answer: ...'")
         if role == "target":
-            check_target(config, corpus.exam)
+            check_target(config, corpus.exam, tokenizer)
         else:
-            room = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "max_position_embeddings", None)
+            room = getattr(load_settings(spec), "max_position_embeddings", None)
             if room and settings.max_prompt_tokens + written > room:
                 raise ValueError(
                     f"models.{role}: prompts of synthesis.max_prompt_tokens ({settings.max_prompt_tokens}) and "

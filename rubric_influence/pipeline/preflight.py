@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rubric_influence.core.checks import refuse
 from rubric_influence.core.config import Config
@@ -12,19 +12,18 @@ from rubric_influence.core.records import ExamItem
 from rubric_influence.evaluation.exam import encode_options
 from rubric_influence.influence.layers import scored_layers
 from rubric_influence.models.chat import check_rendering, encode_pair, render
-from rubric_influence.models.loading import check_source, load_tokenizer
+from rubric_influence.models.loading import load_settings
 from rubric_influence.synthesis.prompts import ask_answer
 from rubric_influence.training.fine_tuning import build_lora
 
 TRIED = 50  # questions of which every option is rendered; for each question it would take longer than the rest
 
 
-def check_target(config: Config, exam: Sequence[ExamItem]) -> None:
+def check_target(config: Config, exam: Sequence[ExamItem], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError where the target cannot be trained, scored or examined as the profile says.
 
-    `exam`: the corpus's, or empty where it is not there yet.
+    `exam`: the corpus's, or empty where it is not there yet. `tokenizer`: the target's.
     """
-    tokenizer = load_tokenizer(config.models.target)
     check_pairs_fit(config, tokenizer)
     check_exam_fits(config, exam, tokenizer)
     check_scorable(config)
@@ -52,9 +51,7 @@ def check_exam_fits(config: Config, exam: Sequence[ExamItem], tokenizer: PreTrai
         check_rendering(tokenizer, (exam[0].question, exam[1].question), exam[0].answer, template)
     for item in exam[:TRIED]:
         encode_options(tokenizer, item, template)
-    source = check_source(spec) or spec.path
-    settings = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
-    room = getattr(settings, "max_position_embeddings", None)
+    room = getattr(load_settings(spec), "max_position_embeddings", None)
     problems, needed = [], 0
     for item in exam:
         judged = item.split != "test"
@@ -75,11 +72,8 @@ def check_scorable(config: Config) -> None:
     The target is built without memory for its weights, from its config alone.
     """
     spec = config.models.target
-    settings = AutoConfig.from_pretrained(
-        check_source(spec) or spec.path, revision=spec.revision, trust_remote_code=False
-    )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings)
+        model = AutoModelForCausalLM.from_config(load_settings(spec))
     try:
         scored_layers(get_peft_model(model, build_lora(config.lora), low_cpu_mem_usage=True))
     except ValueError as error:

@@ -9,6 +9,7 @@ from rubric_influence.core.records import ExamItem
 from rubric_influence.core.scratch import Workplace, scratch_folder
 from rubric_influence.evaluation.results import UNITS, Unit
 from rubric_influence.influence.samples import Sample, list_shards, read_samples, read_shard
+from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.pipeline.preflight import check_target
 from rubric_influence.pipeline.stages.corpus import build_corpus
@@ -27,7 +28,7 @@ def try_set(config: Config, path: Path) -> dict:
     """
     pairs = read_samples(path) if path.is_file() else [pair for file in list_shards(path) for pair in read_shard(file)]
     exam = build_corpus(config.corpus).exam
-    check_target(config, exam)
+    check_target(config, exam, load_tokenizer(config.models.target))
     items = [item for item in exam if item.split == "test"]
     jobs = [(config, items, None, config.seeds[0]), *((config, items, pairs, seed) for seed in config.seeds)]
     untuned, *tuned = run_jobs(try_seed, jobs, config.machine)

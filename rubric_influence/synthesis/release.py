@@ -194,10 +194,7 @@ def write_card(counts: Counter[str], licence: str, config: Config, layout: Layou
         configs=[{"config_name": "default", "data_files": files or "data/*.parquet"}],
     )
     corpus, models = config.corpus, config.models
-    if corpus.kind == "lab":
-        source = f"the lab's world of {corpus.field}"
-    else:
-        source = Path(corpus.path if corpus.kind == "book" else corpus.documents).name
+    source = f"the lab's world of {corpus.field}" if corpus.kind == "lab" else Path(corpus.inputs[0]).name
     results = METRICS / "evaluation.json"
     lines = [
         *("---", data.to_yaml(), "---", "# Synthetic question-answer pairs", ""),
@@ -216,9 +213,10 @@ def write_card(counts: Counter[str], licence: str, config: Config, layout: Layou
         *("", "## Checks", "", "```json", config.quality.model_dump_json(indent=2), "```"),
     ]
     if results.is_file():
-        arms = json.loads(results.read_text(encoding="utf-8"))["arms"]
-        lines += ["", "## Results", "", "Exam accuracy of the target after fine-tuning on each arm:", ""]
-        lines += ["| arm | accuracy | 95 % interval |", "|---|---|---|"]
+        found = json.loads(results.read_text(encoding="utf-8"))
+        arms, measure = found["arms"], found.get("measure", "accuracy")
+        lines += ["", "## Results", "", f"Exam {measure} of the target after fine-tuning on each arm:", ""]
+        lines += [f"| arm | {measure} | 95 % interval |", "|---|---|---|"]
         lines += [f"| {arm} | {row['mean']} | {row['ci95'][0]} to {row['ci95'][1]} |" for arm, row in arms.items()]
     return DatasetCard("\n".join(lines) + "\n")
 

@@ -27,7 +27,7 @@ from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.records import Document, QAPair, Rubric, content_id
 from rubric_influence.data.corpora import count_skipped, tell_left_out
-from rubric_influence.data.documents import AS_NAMED, check_documents, each_document
+from rubric_influence.data.documents import AS_NAMED, check_documents, each_document, locate
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.open import open_engine
 from rubric_influence.synthesis.outcomes import JudgedLedger
@@ -148,7 +148,7 @@ def stream_documents(path: Path, columns: DocumentColumns = AS_NAMED, skip_fault
         if isinstance(item, Document):
             yield item
         elif item.fault and not skip_faulty:
-            raise ValueError(f"{(path if path.is_dir() else path.parent) / item.source}: {item.fault}")
+            raise ValueError(locate(path, item))
 
 
 def find_columns(config: Config) -> DocumentColumns:

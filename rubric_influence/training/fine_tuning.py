@@ -112,7 +112,7 @@ def share_arguments(seed: int) -> dict[str, Any]:
 
 
 def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
-    """TRL's arguments for a profile's fine-tuning section: loss on the answer alone, a checkpoint an epoch.
+    """TRL's arguments for a profile's fine-tuning section: a checkpoint an epoch.
 
     Raises ValueError for a batch that the processes cannot share.
     """
@@ -133,7 +133,6 @@ def build_arguments(settings: FineTuning, seed: int, folder: str) -> SFTConfig:
         weight_decay=settings.weight_decay,
         max_length=settings.max_tokens,
         train_sampling_strategy="group_by_length",  # batches of similar lengths: less padding
-        completion_only_loss=True,
         logging_steps=0.1,  # ten lines a run
         save_strategy="epoch",
         save_total_limit=1,

@@ -14,7 +14,8 @@ def ask(split: str, question: str = SHORT) -> ExamItem:
 
 
 def test_a_profile_whose_exam_fits_passes(lab_config):
-    check_target(lab_config(), [ask("validation"), ask("test", LONG)])
+    config = lab_config()
+    check_target(config, [ask("validation"), ask("test", LONG)], load_tokenizer(config.models.target))
 
 
 @pytest.mark.parametrize("split", ["validation", "guard", "dev"])

@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCard
 
 from rubric_influence.core.config import Quality
 from rubric_influence.core.files import write_json, write_records
+from rubric_influence.core.paths import METRICS
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric
 from rubric_influence.synthesis.licences import check_licence
@@ -125,6 +126,15 @@ def test_what_is_released_loads_as_a_dataset_with_its_card(project, config):
     assert row["generator"] == "g0" and json.loads(row["flags"]) == {"length": "5 words"}
     card = DatasetCard.load(folder / "README.md")
     assert card.data.license == "cc-by-4.0" and "| requested | 3 |" in card.text
+
+
+def test_the_card_names_what_the_exam_measured(project, config):
+    arms = {"optimised": {"mean": 1.25, "ci95": [1.0, 1.5]}}
+    write_json(project / METRICS / "evaluation.json", {"measure": "answer_nats", "arms": arms})
+    folder, _ = release(config)
+    text = DatasetCard.load(folder / "README.md").text
+    assert "| arm | answer_nats | 95 % interval |" in text and "| optimised | 1.25 | 1.0 to 1.5 |" in text
+    assert "accuracy" not in text
 
 
 def test_nothing_is_written_over_and_a_licence_must_be_named(project, config):

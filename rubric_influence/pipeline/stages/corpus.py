@@ -22,7 +22,7 @@ def make_corpus(config: Config) -> Corpus:
     for spec, template in ((models.rubric_generator, prompts.rubric), (models.teacher, prompts.pair)):
         if not spec.endpoint:  # whose tokenizer is not known here
             check_lengths(corpus.documents, load_tokenizer(spec), template, config.synthesis.max_prompt_tokens)
-    check_target(config, corpus.exam)
+    check_target(config, corpus.exam, load_tokenizer(models.target))
     write_records(DOCUMENTS, corpus.documents)
     write_records(EXAM, corpus.exam)
     write_json(METRICS / "corpus.json", corpus.report)

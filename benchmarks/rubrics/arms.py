@@ -23,6 +23,7 @@ from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.rubric_reward import Score
 from rubric_influence.rl.scores import Directions, Scores
 from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, JudgedLedger
 from rubric_influence.synthesis.writing import (
     SynthesisContext,
     deal_rubrics,
@@ -72,10 +73,13 @@ class SeedRun:
 
     def __init__(self, config: Config, documents: list[Document], exam: list[ExamItem], seed: int, folder: Path):
         self.config, self.documents, self.exam, self.seed, self.folder = config, documents, exam, seed, folder
-        journal = Journal(folder / "answers.jsonl")
-        self.context = SynthesisContext(config.prompts, config.synthesis, seed, journal)
-        models, size = config.models, config.synthesis.batch_size
-        self.teacher, self.untrained = (open_engine(spec, size) for spec in (models.teacher, models.rubric_generator))
+        journal, ledger = Journal(folder / "answers.jsonl"), JudgedLedger(most_failures=config.synthesis.most_failures)
+        self.context = SynthesisContext(config.prompts, config.synthesis, seed, journal, ledger)
+        asked = ((config.models.teacher, PAIRS), (config.models.rubric_generator, RUBRICS))
+        self.teacher, self.untrained = (
+            open_engine(spec, config.synthesis.batch_size, journal=journal, ledger=ledger, what=what)
+            for spec, what in asked
+        )
         self.scorer = self.warm_up(self.untrained, folder / "warmup")
 
     def warm_up(self, generator: Engine, out: Path) -> TargetScorer:

@@ -1,10 +1,10 @@
-"""The gate on real language: does influence predict what training gains from a textbook's pairs?
+"""A textbook, a pretrained target and its exam: does influence predict what training gains, and does RL on it pay?
 
-    python -m benchmarks.textbooks --profile conf/anatomy-smollm2.yaml --json FILE
+    python -m benchmarks.textbooks --profile conf/anatomy-smollm2.yaml --json FILE [--parts gate run] [--arms ARM ...]
 
-The profile names the book, the target and the teacher, which must be running where it is an endpoint. FILE receives
-figures only, none of the book's text; figures of other profiles in it stay. A run that is stopped goes on from
-scratch/textbooks.
+The profile names the book, the target and the teacher, which must be running where it is an endpoint. The part `gate`
+measures predictions of training gain, `run` the whole method with its baselines. FILE receives figures only, none of
+the book's text; figures of other profiles in it stay. A run that is stopped goes on from scratch/textbooks.
 """
 
 import argparse
@@ -15,45 +15,56 @@ from pathlib import Path
 import torch
 
 from benchmarks.influence.__main__ import describe_machine
-from benchmarks.textbooks.gate import GAINS, POOLS, SCORES, measure_gate
+from benchmarks.rubrics.arms import ARMS
+from benchmarks.textbooks.gate import measure_gate
+from benchmarks.textbooks.runs import BASELINE, REWARDS, run_book
+from benchmarks.textbooks.summary import describe
 from rubric_influence.core.checks import RunStopped
+from rubric_influence.core.config import Config
+from rubric_influence.core.corpus_sections import BookCorpus
 from rubric_influence.core.files import write_json
+from rubric_influence.core.paths import TUNED_ARMS, UNTUNED
 from rubric_influence.core.profiles import load_config
+from rubric_influence.data.books import read_book
 
-
-def list_rows(found: dict) -> list[str]:
-    """What is printed: the mean scores of pools, and the agreement of every prediction with both gains."""
-    names = [*SCORES, "similarity", "loss", "length"]
-    rows = ["mean of a pool".ljust(16) + "".join(name.rjust(12) for name in names)]
-    rows += [pool.ljust(16) + "".join(f"{found['pools'][pool][name]:12.4g}" for name in names) for pool in POOLS]
-    for draw in ("teacher", "mixed"):
-        for gain in GAINS:
-            figures = found[draw][gain]
-            rows += ["", f"sets of {draw} pairs, gain in {gain}: {figures['mean_gain']:+.4f} on average"]
-            for name in names:
-                shown = [f"{figures[name][k]:+.2f} ({figures[name][k + '_ci95'][0]:+.2f} to "
-                         f"{figures[name][k + '_ci95'][1]:+.2f})" for k in ("r2", "spearman")]  # fmt: skip
-                rows.append(f"  {name:<12} R2 {shown[0]}   rank correlation {shown[1]}")
-    return rows
+PARTS = ("gate", "run")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    arms_help = {"choices": (*ARMS,), "metavar": "ARM", "help": f"of the run, besides {UNTUNED}: {', '.join(ARMS)}"}
+    parser.add_argument("--arms", nargs="+", default=[*TUNED_ARMS, *REWARDS], **arms_help)
+    parser.add_argument("--passages", type=Path, help="another book, whose passages every target of the run reads")
     arguments = parser.parse_args()
+    if "run" in arguments.parts and not arguments.passages:
+        parser.error("the run measures general ability on passages of another book: name it with --passages")
     try:
         config = load_config(arguments.profile)
         threads = config.machine.threads or torch.get_num_threads()
         torch.set_num_threads(threads)
-        found = measure_gate(config)
+        if not isinstance(config.corpus, BookCorpus):
+            raise ValueError(f"corpus.kind of {arguments.profile} is {config.corpus.kind}; the benchmark takes a book")
+        name = f"{read_book(config.corpus.path, config.corpus.book).name}/{Path(config.models.target.path).name}"
+        kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.is_file() else {}
+        kept = {"gate": {}, "runs": {}} | kept | {"machine": describe_machine(threads=threads)}
+        if "gate" in arguments.parts:
+            found = measure_gate(config)
+            write_json(arguments.json, kept := kept | {"gate": kept["gate"] | {name: found}})
+        if "run" in arguments.parts:
+            wanted = {UNTUNED, BASELINE, *arguments.arms} & {UNTUNED, *list_possible(config)}
+            entry = run_book(config, [arm for arm in (UNTUNED, *ARMS) if arm in wanted], arguments.passages)
+            write_json(arguments.json, kept := kept | {"runs": kept["runs"] | {name: entry}})
+        print(describe(kept))
     except (ValueError, RunStopped) as error:
         sys.exit(str(error))
-    name = f"{Path(config.corpus.path).name}/{Path(config.models.target.path).name}"
-    kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.is_file() else {"gate": {}}
-    kept |= {"machine": describe_machine(threads=threads), "gate": kept["gate"] | {name: found}}
-    write_json(arguments.json, kept)
-    print("\n".join(list_rows(found)))
+
+
+def list_possible(config: Config) -> list[str]:
+    """The arms that a profile can have: without privileged rubrics there is no such arm."""
+    return [arm for arm in ARMS if arm != "privileged_rubric" or config.prompts.privileged_rubrics]
 
 
 if __name__ == "__main__":

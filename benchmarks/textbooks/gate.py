@@ -9,6 +9,7 @@ option among the options. No guard question is about a module that a document or
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.influence.medquad import tidy
+from benchmarks.textbooks.contrast import contrast_gradients
 from rubric_influence.core.config import Config
 from rubric_influence.core.corpus_sections import BookCorpus
 from rubric_influence.core.journal import Journal
@@ -27,11 +29,12 @@ from rubric_influence.data.corpora import Corpus
 from rubric_influence.data.expert_pairs import ask_meanings, ask_terms, swap_meanings
 from rubric_influence.engines.open import open_engine
 from rubric_influence.evaluation.exam import sit
-from rubric_influence.influence.api import PairScorer, Target, load_target
+from rubric_influence.influence.api import Target, load_target
 from rubric_influence.influence.checks.agreement import draw_sets, measure_agreement
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
+from rubric_influence.influence.scorers import open_scorer
 from rubric_influence.models.losses import sweep_losses
 from rubric_influence.synthesis.outcomes import JudgedLedger
 from rubric_influence.synthesis.writing import PAIRS, SynthesisContext, deal_rubrics, follow_rubrics, write_pairs
@@ -39,8 +42,10 @@ from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_che
 
 TEACHER, FALSE = "teacher", "false"
 POOLS = (TEACHER, "term", "meaning", FALSE)
+NOT_OF_GATES = {"warm_start", "rl", "finetuning", "evaluation", "quality", "machine"}  # sections of a profile
+DRAWS = (TEACHER, "mixed")  # pools that sets are drawn from
 GAINS = ("answer_nats", "option_nats")
-# Scores of one pair: the estimator, and whether it is a cosine.
+# Scores along the gradient of the right answers' loss: the estimator, and whether it is a cosine.
 SCORES = {
     "influence": ("adam", False),
     "cosine": ("adam", True),
@@ -48,6 +53,9 @@ SCORES = {
     "gradient": ("gradient", False),
     "forward": ("forward", False),
 }
+CONTRASTS = ("contrast", "contrast_by_length")  # as influence, along the gradient of the contrast among options
+PREDICTIONS = (*SCORES, *CONTRASTS, "similarity", "loss", "length")
+HALVES = "halves_cosine"
 Figures = dict[str, np.ndarray]  # name -> [candidates]
 
 
@@ -110,18 +118,41 @@ def warm_up(config: Config, pairs: Sequence[QAPair], folder: Path) -> Target:
     return load_target(spec.path, checkpoint, dtype=spec.dtype, **settings)
 
 
-def predict(target: Target, candidates: Sequence[Answered], validation: Sequence[ExamItem], tokens: int) -> Figures:
-    """What might predict a gain: scores along the mean validation gradient, similarity, the pair's loss and length."""
+def predict(
+    target: Target, candidates: Sequence[Answered], validation: Sequence[ExamItem], tokens: int, journal: Journal
+) -> Figures:
+    """What might predict a gain: influence, along several gradients, similarity, the pair's own loss and length.
+
+    What is computed is kept in the journal, with HALVES, the cosine of the gradients of two halves of the validation
+    questions: 1 where they agree on a direction.
+    """
     examples, asked = target.encode(candidates), target.encode(validation)
-    found: Figures = {}
-    for name, (estimator, normalise) in SCORES.items():
-        scorer = PairScorer(target, validation, estimator=estimator, normalise=normalise, batch_tokens=tokens)
-        found[name] = scorer.score(candidates)[:, 0].numpy()
-    return found | {
-        "similarity": embedding_similarity(target.model, examples, asked, tokens).numpy(),
-        "loss": sweep_losses(target.model, examples, tokens).numpy(),
-        "length": np.array([float(len(pair.answer.split())) for pair in candidates]),
+
+    @cache
+    def find_directions() -> torch.Tensor:
+        """The gradients of the right answers' loss, of the contrast, and of the contrast by length: [3, d]."""
+        groups = [str(place % 2) for place in range(len(asked))]
+        halves = torch.stack([*validation_gradients(target.model, asked, groups, tokens).values()])
+        journal.add(HALVES, tidy(torch.cosine_similarity(*halves, dim=0).item()))
+        shares = torch.tensor([groups.count("0"), groups.count("1")]) / len(groups)
+        return torch.cat([(shares.to(halves) @ halves)[None], contrast_gradients(target, validation, tokens)])
+
+    def score(name: str) -> np.ndarray:
+        estimator, normalise = SCORES.get(name, SCORES["influence"])
+        place = 1 + CONTRASTS.index(name) if name in CONTRASTS else 0
+        settings = {"momentum": False, "batch_tokens": tokens, "normalise": normalise}
+        scorer = open_scorer(estimator, target.model, find_directions()[[place]], target.moments, **settings)
+        return scorer.score(examples)[:, 0].numpy()
+
+    others = {
+        "similarity": lambda: embedding_similarity(target.model, examples, asked, tokens).numpy(),
+        "loss": lambda: sweep_losses(target.model, examples, tokens).numpy(),
+        "length": lambda: np.array([float(len(pair.answer.split())) for pair in candidates]),
     }
+    for name in tqdm(PREDICTIONS, desc="predictions"):
+        if name not in journal:
+            journal.add(name, (others[name]() if name in others else score(name)).tolist())
+    return {name: np.array(journal[name]) for name in PREDICTIONS}
 
 
 def train_sets(
@@ -140,7 +171,7 @@ def train_sets(
     before = measure_options()
     for rows in tqdm(sets, desc="sets", unit="set"):
         if (key := str(rows.tolist())) not in journal:
-            gain = retraining.gain([examples[row] for row in rows], seed=len(journal.values))
+            gain = retraining.gain([examples[row] for row in rows], seed=int(rows.sum()))
             journal.add(key, [gain, before - measure_options()])
     return np.array([journal[str(rows.tolist())] for rows in sets])
 
@@ -151,13 +182,13 @@ def measure_gate(config: Config) -> dict:
     pools: the mean of every prediction, and a false pool's place among them. teacher, mixed: for each gain, R² and
     rank correlation of every prediction's mean over a set, with 95 % intervals.
     """
-    folder = scratch_folder("textbooks", config.model_dump_json())
+    folder = scratch_folder("textbooks", "gate", config.model_dump_json(exclude=NOT_OF_GATES))
     case = make_case(config, folder)
     target = warm_up(config, case.warm_up, folder)
     candidates = [pair for pool in case.pools.values() for pair in pool]
     tokens, size = config.influence.batch_tokens, len(case.pools[TEACHER])
-    found = predict(target, candidates, case.validation, tokens)
-    journal, seed = Journal(folder / "gains.jsonl"), config.seeds[0]
+    journal, seed = Journal(folder / "measured.jsonl"), config.seeds[0]
+    found = predict(target, candidates, case.validation, tokens, journal)
     draws = {
         TEACHER: draw_sets(size, config.gate.sets, config.gate.set_size, seed),
         "mixed": draw_sets(len(candidates), config.gate.sets, config.gate.set_size, seed + 1),
@@ -166,7 +197,7 @@ def measure_gate(config: Config) -> dict:
         "sets": config.gate.sets,
         "pairs_a_pool": size,
         "questions": {"validation": len(case.validation), "guard": len(case.guard)},
-        "halves_cosine": compare_halves(target, case.validation, tokens),
+        HALVES: journal[HALVES],
         "pools": {
             pool: {name: tidy(values[place * size :][:size].mean()) for name, values in found.items()}
             for place, pool in enumerate(POOLS)
@@ -183,13 +214,6 @@ def measure_gate(config: Config) -> dict:
     for name in ("influence", "similarity"):
         figures |= {f"{name}_{key}": first[name][key] for key in ("r2", "r2_ci95")}
     return figures
-
-
-def compare_halves(target: Target, validation: Sequence[ExamItem], tokens: int) -> float:
-    """The cosine of the gradients of two halves of the validation questions: 1 where they agree on a direction."""
-    halves = [target.encode(validation[start::2]) for start in (0, 1)]
-    one, other = (validation_gradients(target.model, half, None, tokens)["all"] for half in halves)
-    return tidy(torch.cosine_similarity(one, other, dim=0).item())
 
 
 def judge(predicted: np.ndarray, gains: np.ndarray, seed: int) -> dict:

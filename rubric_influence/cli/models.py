@@ -49,4 +49,20 @@ def fetch(name: str, out: Path, dtype: str) -> None:
     click.echo(f"{out}: {'made' if made else 'is there already'}")
 
 
+@model.command("warm-start")
+@click.argument("profile", type=Path, default="params.yaml")
+def warm_start(profile: Path) -> None:
+    """Make the PROFILE's rubric generator: its base learns to write the profile's seed rubrics.
+
+    Example: rubric-influence model warm-start conf/anatomy-smollm2.yaml
+    """
+    from rubric_influence.core.profiles import load_config
+    from rubric_influence.pipeline.stages.corpus import build_corpus
+    from rubric_influence.training.warm_start import make_generator
+
+    config = load_config(profile)
+    made = make_generator(config, build_corpus(config.corpus).documents)
+    click.echo(f"{config.models.rubric_generator.path}: {'made' if made else 'is there already'}")
+
+
 COMMANDS = [model]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rubric_influence.core.corpus_sections import BookCorpus, LabCorpus, TextCorpus
-from rubric_influence.core.model_sections import Models
+from rubric_influence.core.model_sections import Models, ModelSpec
 from rubric_influence.core.section import Count, Fraction, NonNegative, Positive, PositiveFraction, Section
 
 
@@ -55,7 +55,20 @@ class Synthesis(Section):
     window: Count = 512  # documents at once where a corpus is synthesised into shards
 
 
-Check = Literal["near_duplicate", "exam_words", "exam_meaning", "personal_data", "language", "length", "grounding"]
+Check = Literal[
+    "near_duplicate",
+    "exam_words",
+    "exam_meaning",
+    "personal_data",
+    "language",
+    "length",
+    "grounding",
+    "grounding_meaning",
+]
+
+
+# Null, and then not in a dump: what hashes or shows a profile without these parameters stays as it was before them.
+Unsaid = Field(None, exclude_if=lambda value: value is None)
 
 
 class Quality(Section):
@@ -67,8 +80,17 @@ class Quality(Section):
     exam_meaning: Fraction | None = 0.99  # similarity to an exam question, as a quantile among the exam's; null: off
     language: Annotated[str, Field(pattern="^([a-z]{2}|document)$")] | None = None  # ISO 639-1; null: any
     grounding: Fraction | None = None  # least part of an answer's words that its document must hold; null: off
+    grounding_meaning: Fraction | None = Unsaid  # least cosine of a pair with a passage of its document; null: off
+    embedder: str | None = Unsaid  # of sentence-transformers, a hub name or a folder; null: the target for exam_meaning
     shortest: Count = 3  # words of question and answer together
     longest: Count = 2000
+
+    def model_post_init(self, context: object) -> None:
+        if self.grounding_meaning is not None and self.embedder is None:
+            raise ValueError(
+                f"grounding_meaning is {self.grounding_meaning}, a cosine of embedder's, which is null; set "
+                "embedder to a model of sentence-transformers, or grounding_meaning to null"
+            )
 
 
 class Lora(Section):
@@ -97,6 +119,14 @@ class FineTuning(Section):
 class Warmup(FineTuning):
     fraction: PositiveFraction = 1.0  # part of the initial set it trains on
     checkpoints: Count = 1  # how many of the last epochs' states influence sums over
+
+
+class WarmStart(FineTuning):
+    """What the rubric generator learns before RL where it writes no varied rubrics by itself (training.warm_start)."""
+
+    base: ModelSpec  # models.rubric_generator is made of it
+    rubrics: list[str] = Field(min_length=2)  # written by hand: what RL chooses among at first
+    rubrics_per_document: Count = 4
 
 
 class Influence(Section):
@@ -179,6 +209,7 @@ class Config(Section):
     synthesis: Synthesis
     quality: Quality = Quality()
     lora: Lora
+    warm_start: WarmStart | None = Unsaid
     warmup: Warmup
     influence: Influence
     gate: Gate

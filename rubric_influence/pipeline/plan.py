@@ -20,6 +20,7 @@ from rubric_influence.data.corpora import Corpus, tell_left_out
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import SPLITS
 from rubric_influence.models.chat import PLAIN_TEMPLATE
+from rubric_influence.models.embedders import check_embedder
 from rubric_influence.models.loading import check_source, load_settings, load_tokenizer
 from rubric_influence.pipeline.preflight import check_target
 from rubric_influence.pipeline.stages.corpus import build_corpus
@@ -90,7 +91,9 @@ def measure_corpus(config: Config) -> tuple[Figures, Corpus, list[str]]:
 
 def check_models(config: Config, corpus: Corpus) -> tuple[list[str], list[str]]:
     """Check local models: tokenizers, context and prompts' lengths. Returns notes, and what could not be checked."""
-    settings, prompts, notes, unchecked = config.synthesis, config.prompts, [], []
+    settings, prompts, embedder, notes, unchecked = config.synthesis, config.prompts, config.quality.embedder, [], []
+    if embedder and not check_embedder(embedder):
+        unchecked.append(f"quality.embedder: {embedder} is taken for a model of the hub")
     for role, template, written in (
         ("rubric_generator", prompts.rubric, settings.max_rubric_tokens),
         ("teacher", prompts.pair, settings.max_pair_tokens),
@@ -104,6 +107,8 @@ def check_models(config: Config, corpus: Corpus) -> tuple[list[str], list[str]]:
             folder = None if spec.endpoint else check_source(spec)
         except ValueError as error:  # an earlier step may make the folder, as `standins` does
             folder, why = None, str(error)
+            if role == "rubric_generator" and config.warm_start:
+                why += "; `rubric-influence model warm-start` makes it"
         if folder is None:
             unchecked.append(f"models.{role}: {why}")
             continue

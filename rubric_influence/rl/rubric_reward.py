@@ -18,6 +18,7 @@ from rubric_influence.core.records import Document, QAPair
 from rubric_influence.core.seeds import seed_step
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Completion, Engine, name_model
+from rubric_influence.models.embedders import load_embedder
 from rubric_influence.models.processes import broadcast, gather_rows, open_state
 from rubric_influence.rl import rewards
 from rubric_influence.rl.diagnostics import describe_batch
@@ -31,6 +32,7 @@ from rubric_influence.rl.trajectories import (
     read_trajectories,
     stack_influence,
 )
+from rubric_influence.synthesis.screening import ALONE, Screen, remove_flagged
 from rubric_influence.synthesis.writing import PairTask, ask_for_pairs, read_pair, read_rubric, sample_pairs
 
 LogMetric = Callable[[str, float], None]
@@ -65,6 +67,9 @@ class RubricReward:
         self.documents = {document.id: document for document in documents}
         self.author = name_model(config.models.rubric_generator)
         self.served = score.served if config.rl.reward in SET_LEVEL else None
+        self.checks = [check for check in config.quality.remove if check in ALONE]
+        meaning = "grounding_meaning" in self.checks
+        self.embed = load_embedder(config.quality.embedder) if meaning and config.quality.embedder else None
         self.barren = 0  # steps in a row without a valid pair
 
     def __call__(
@@ -148,13 +153,24 @@ class RubricReward:
                 f"unanswered ({failures[0]}); run again: what was answered is kept, and training goes on from its last "
                 "checkpoint"
             )
-        for trajectory, task, completion in zip(asked, tasks, completions, strict=True):
-            pair = read_pair(completion, task, self.teacher.name, seed)
+        answered = zip(completions, tasks, strict=True)
+        pairs = self.remove([read_pair(completion, task, self.teacher.name, seed) for completion, task in answered])
+        for trajectory, pair, completion in zip(asked, pairs, completions, strict=True):
             # Influence is measured on these questions: a pair that repeats one leaks its answer and teaches nothing.
             leaked = "" if pair.problem else self.score.expert_questions.find(f"{pair.question}\n{pair.answer}")
             if leaked:
                 pair = replace(pair, question="", answer="", problem=leaked, raw=completion.text)
             trajectory.pairs.append(TaughtPair(pair, completion.prompt_tokens, completion.completion_tokens))
+
+    def remove(self, pairs: list[QAPair]) -> list[QAPair]:
+        """The pairs; one that quality.remove would leave out of a final set has the reason as its problem.
+
+        Else a rubric could earn by false answers: they teach the form of an answer as well as true ones do.
+        """
+        if not self.checks:
+            return pairs
+        texts = {document.id: document.text for document in self.documents.values()}
+        return remove_flagged(pairs, Screen(self.config.quality, [], self.embed).check(pairs, texts), self.checks)
 
     def score_pairs(self, trajectories: Sequence[Trajectory]) -> None:
         """Put the influence along every direction into every valid pair."""

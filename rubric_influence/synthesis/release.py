@@ -17,9 +17,10 @@ from pyarrow import parquet
 from rubric_influence.core.config import Config
 from rubric_influence.core.paths import METRICS
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, Written, content_id
+from rubric_influence.models.embedders import load_embedder
 from rubric_influence.synthesis.forms import FORMS, shape_pair
 from rubric_influence.synthesis.licences import check_licence
-from rubric_influence.synthesis.screening import REMOVED, Screen, remove_flagged
+from rubric_influence.synthesis.screening import NEED_DOCUMENTS, REMOVED, Screen, remove_flagged
 from rubric_influence.synthesis.streaming import find_columns, read_run, stream_documents
 from rubric_influence.synthesis.trace import PairTrace, pick, trace_set
 from rubric_influence.synthesis.writing import FAILED, PAIRS, RUBRICS
@@ -61,9 +62,10 @@ def list_shards(
     `documents`: those of the corpus; without them, rows have no document. Raises ValueError where they are others, or
     a check needs them.
     """
-    made_by, screen = read_run(folder), Screen(config.quality, exam)
+    embedder = config.quality.embedder
+    made_by, screen = read_run(folder), Screen(config.quality, exam, load_embedder(embedder) if embedder else None)
     if screen.needs_documents and documents is None:
-        raise ValueError("quality.grounding and quality.language: document need the corpus's documents: --documents")
+        raise ValueError(f"{NEED_DOCUMENTS} need the corpus's documents: --documents")
     stream = stream_documents(documents, find_columns(config), skip_faulty=True) if documents else None
     for path in sorted((folder / PAIRS).glob("*.parquet")):
         try:

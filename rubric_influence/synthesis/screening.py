@@ -5,8 +5,8 @@ in any number of batches: memory holds the index of near-duplicates.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -14,19 +14,24 @@ from itertools import pairwise
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from rubric_influence.core.config import Quality
+from rubric_influence.core.config import Check, Quality
 from rubric_influence.core.records import ExamItem, QAPair
 from rubric_influence.core.text import is_spaced, list_grams, split_words
+from rubric_influence.data.chunks import cut_text
 from rubric_influence.data.contamination import ContaminationIndex
+from rubric_influence.models.embedders import Embed
 from rubric_influence.synthesis.languages import identify, open_identifier
 
 REMOVED = "removed: "  # prefix of the problem of a valid pair that is not kept
+NEED_DOCUMENTS = "quality.grounding, quality.grounding_meaning and quality.language: document"
 PERMUTATIONS = 128
 SHINGLE = 3  # words
 STEM = 5  # letters: words that begin alike are mostly forms of one
 SHORTEST_STEM = 4  # shorter words, but for numbers, are mostly those of any text
+# Checks that look at a pair and its document alone, so that RL can make them at every step.
+ALONE: tuple[Check, ...] = ("personal_data", "language", "length", "grounding", "grounding_meaning")
+LONGEST_SENTENCE = 100  # words; embedders read a few hundred tokens and leave out the rest
 Flags = dict[str, str]  # check -> why
-Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors [n, h]
 
 # Personal data are found by their form, so names are not found. Where a form has check digits, they must be right.
 PERSONAL = {
@@ -98,6 +103,19 @@ def measure_support(answer: str, document: str) -> float:
     return len(stems & list_stems(document)) / len(stems) if stems else 1.0
 
 
+def measure_nearness(pairs: Sequence[QAPair], document: str, embed: Embed) -> list[float]:
+    """How near each pair comes to what the document says: the highest min(cos(question), cos(answer)) of a passage.
+
+    A passage is a sentence, or two that follow each other, as an answer may be spread over both. One passage must be
+    near to the question and to the answer: by the answer alone, another question's answer would be as well supported.
+    """
+    sentences = [sentence for _, sentence, _ in cut_text(document, LONGEST_SENTENCE)]
+    passages = [*sentences, *map(" ".join, pairwise(sentences))]
+    vectors = np.asarray(embed([*passages, *(pair.question for pair in pairs), *(pair.answer for pair in pairs)]))
+    held, asked, said = np.split(vectors, [len(passages), len(passages) + len(pairs)])
+    return np.minimum(asked @ held.T, said @ held.T).max(axis=1).tolist()
+
+
 class NearDuplicates:
     """Texts seen so far, and which of them a new one nearly repeats.
 
@@ -160,13 +178,14 @@ class Screen:
 
     def __init__(self, settings: Quality, exam: Sequence[ExamItem], embed: Embed | None = None):
         """Without `embed`, no meanings are compared. Raises ValueError for an unknown language."""
-        self.settings = settings
+        self.settings, self.embed = settings, embed
         self.seen = NearDuplicates(settings.near_duplicate)
         self.words = ContaminationIndex(exam, words=settings.exam_words)
         part = settings.exam_meaning
         self.meanings = ExamMeanings(exam, embed, part) if embed and part is not None and len(exam) > 1 else None
         self.language = LanguageCheck(settings.language) if settings.language else None
-        self.needs_documents = settings.grounding is not None or settings.language == "document"
+        grounded = settings.grounding is not None or settings.grounding_meaning is not None
+        self.needs_documents = grounded or settings.language == "document"
 
     def check(self, pairs: Sequence[QAPair], documents: Mapping[str, str] | None = None) -> list[Flags]:
         """The flags of every pair, in order; a pair with a problem has none and is compared with no other.
@@ -176,21 +195,36 @@ class Screen:
         texts = documents or {}
         if self.needs_documents and (lost := [p.id for p in pairs if not p.problem and p.document_id not in texts]):
             raise ValueError(
-                f"the documents of {len(lost)} pairs ({lost[0]}, ...) are not at hand, and quality.grounding and "
-                "quality.language: document need them; give the documents, or set grounding to null"
+                f"the documents of {len(lost)} pairs ({lost[0]}, ...) are not at hand, and "
+                f"{NEED_DOCUMENTS} need them; give the documents, or set these to null"
             )
         asked = [pair.question for pair in pairs if not pair.problem]
         meanings = iter(self.meanings.find(asked) if self.meanings and asked else [""] * len(asked))
+        near = self.measure_pairs([pair for pair in pairs if not pair.problem], texts)
         return [
-            {} if pair.problem else self.check_one(pair, next(meanings), texts.get(pair.document_id, ""))
+            {}
+            if pair.problem
+            else self.check_one(pair, next(meanings), texts.get(pair.document_id, ""), near.get(pair.id, 1.0))
             for pair in pairs
         ]
 
-    def check_one(self, pair: QAPair, meaning: str, document: str) -> Flags:
+    def measure_pairs(self, pairs: Sequence[QAPair], documents: Mapping[str, str]) -> dict[str, float]:
+        """Pair -> `measure_nearness`, if that is checked. Memory holds the passages of one document."""
+        near: dict[str, float] = {}
+        if self.embed and self.settings.grounding_meaning is not None:
+            by_document = defaultdict(list)
+            for pair in pairs:
+                by_document[pair.document_id].append(pair)
+            for name, own in by_document.items():
+                found = measure_nearness(own, documents[name], self.embed)
+                near |= zip((pair.id for pair in own), found, strict=True)
+        return near
+
+    def check_one(self, pair: QAPair, meaning: str, document: str, near: float) -> Flags:
         text = f"{pair.question} {pair.answer}"
         words, personal = len(split_words(text)), find_personal_data(text)
         fits = self.settings.shortest <= words <= self.settings.longest
-        earlier, least = self.seen.add(pair.id, text), self.settings.grounding
+        earlier, least, nearest = self.seen.add(pair.id, text), self.settings.grounding, self.settings.grounding_meaning
         support = 1.0 if least is None else measure_support(pair.answer, document)
         found = {
             "near_duplicate": f"nearly repeats pair {earlier}" if earlier else "",
@@ -200,6 +234,7 @@ class Screen:
             "language": self.language.find(text, document) if self.language else "",
             "length": "" if fits else f"{words} words",
             "grounding": f"its document holds {support:.2f} of the answer" if support < (least or 0) else "",
+            "grounding_meaning": f"cosine {near:.3f} with its document" if near < (nearest or 0) else "",
         }
         return {check: why for check, why in found.items() if why}
 

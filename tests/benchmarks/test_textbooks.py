@@ -1,4 +1,4 @@
-"""The gate on a book, on a tiny random model and a server that answers as a teacher; figures mean nothing here."""
+"""The gate and the run on a book, on a tiny random model and a server that answers as a teacher."""
 
 import json
 
@@ -7,9 +7,11 @@ import pytest
 from book_samples import write_lakes
 from faulty_server import FaultyServer
 
-from benchmarks.textbooks.__main__ import list_rows
-from benchmarks.textbooks.gate import GAINS, POOLS, SCORES, make_case, measure_gate
-from rubric_influence.core.config import Config
+from benchmarks.textbooks.gate import GAINS, POOLS, PREDICTIONS, make_case, measure_gate
+from benchmarks.textbooks.runs import count_kinds, run_book
+from benchmarks.textbooks.summary import describe
+from rubric_influence.core.config import Config, WarmStart
+from rubric_influence.core.records import Rubric
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def configure(lab_config, subword_model, tmp_path, monkeypatch):
             "finetuning": base["finetuning"] | {"max_tokens": 256},
             "gate": base["gate"] | {"sets": 8, "set_size": 2, "epochs": 1, "batch_size": 2, "learning_rate": 0.01},
             "influence": base["influence"] | {"batch_tokens": 2000},
+            "synthesis": base["synthesis"] | {"constrained": True, "most_failures": 1.0},
         }
         return Config.model_validate_json(json.dumps(base | changes))
 
@@ -50,11 +53,12 @@ def test_a_gate_has_every_figure_and_goes_on_where_it_was_stopped(configure, tmp
     for draw in ("teacher", "mixed"):
         for gain in GAINS:
             figures = found[draw][gain]
-            assert set(figures) == {"mean_gain", *SCORES, "similarity", "loss", "length"}
-            assert all(0 <= figures[name]["r2"] <= 1 for name in SCORES)
+            assert set(figures) == {"mean_gain", *PREDICTIONS}
+            assert all(0 <= figures[name]["r2"] <= 1 for name in PREDICTIONS)
     assert found["influence_r2"] == found["mixed"]["answer_nats"]["influence"]["r2"]
     assert -1 <= found["halves_cosine"] <= 1
-    assert len(list_rows(found)) == 1 + len(POOLS) + 4 * (2 + len(SCORES) + 3)
+    tables = describe({"gate": {"lakes/tiny": found}, "runs": {}})
+    assert all(tables.count(f"| {name} |") == 3 for name in PREDICTIONS)
 
 
 def test_pools_are_of_one_size_and_the_false_one_has_the_terms_of_others(configure, tmp_path):
@@ -66,3 +70,30 @@ def test_pools_are_of_one_size_and_the_false_one_has_the_terms_of_others(configu
     assert all(right[question] != false[question] for question in right.keys() & false.keys())
     assert not {item.id for item in case.validation} & {item.id for item in case.guard}
     assert np.isfinite([len(pool) for pool in case.pools.values()]).all()
+
+
+def test_a_run_compares_its_arms_and_goes_on_where_it_was_stopped(configure, tmp_path):
+    arms = ("untuned", "no_rubric", "initial")
+    (tmp_path / "other").mkdir()
+    other = write_lakes(tmp_path / "other", chapters=1, size=3)
+    with FaultyServer(malformed=0.0) as server:
+        config = configure(server.url)
+        found = run_book(config, arms, other)
+        asked = sum(server.answered.values())
+        assert run_book(config, arms[:1], other) == found and sum(server.answered.values()) == asked > 0
+    assert list(found["arms"]) == list(arms)
+    for arm, row in found["arms"].items():
+        assert 0 <= row["accuracy"] <= 1 and row["option_nats"] > 0 and row["passage_nats"] > 0
+        gain = row["answer_nats_gain_over_initial"]
+        assert gain["mean"] == pytest.approx(found["arms"]["initial"]["answer_nats"] - row["answer_nats"], abs=2e-4)
+        assert (row["pairs"] == [0]) == (arm == "untuned")
+    assert describe({"gate": {}, "runs": {"lakes/tiny": found}}).count("| no_rubric |") == 1
+
+
+def test_rubrics_are_counted_by_the_seed_rubric_that_they_are_nearest_to(configure):
+    config = configure("http://127.0.0.1:1")
+    start = config.finetuning.model_dump() | {"base": config.models.target, "rubrics": ["Ask for a term.", "Ask why."]}
+    config = config.model_copy(update={"warm_start": WarmStart(**start)})
+    rubrics = [Rubric(text, "d", "m", 0, 0) for text in ("Ask why it is so.", "A term, ask for it.", "Say why.")]
+    assert count_kinds(config, rubrics) == {"Ask why.": 0.66667, "Ask for a term.": 0.33333}
+    assert count_kinds(config, []) == {}

@@ -102,6 +102,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked(profile):
         ("warmup", "adam_betas", [0.9], "warmup.adam_betas"),
         ("prompts", "expert_rubrics", [], "prompts.expert_rubrics: .*at least 1 item"),
         ("prompts", "pair", "{document}", r"prompts: prompts.pair has no {rubric} slot; it is '{document}'$"),
+        ("quality", "grounding_meaning", 0.4, "quality: grounding_meaning is 0.4, .*; set embedder"),
         ("corpus", "kind", "web", "corpus: .*'web'"),
         ("corpus", "dev_documents", 4, r"corpus.lab: dev_documents \(4\) must be below documents \(4\)"),
     ],

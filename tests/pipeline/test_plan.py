@@ -64,6 +64,8 @@ def test_figures_are_those_counted_by_hand(configure):
         ({"rl": {"vllm": "colocate"}, "synthesis": {"constrained": True}}, "rl.vllm is 'colocate'"),
         ({"synthesis": {"max_prompt_tokens": 10_000}}, r"models.rubric_generator: .* exceed the 512 positions"),
         ({"warmup": {"max_tokens": 64}}, "warmup.max_tokens is 64"),
+        ({"quality": {"embedder": "data/models/no/such"}}, "no model folder at data/models/no/such"),
+        ({"quality": {"embedder": "data/lab/models/medicine-qwen3"}}, "is no model of sentence-transformers"),
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused(configure, changes: dict, message: str):
@@ -79,7 +81,8 @@ def test_parameters_that_a_trainer_refuses_name_their_section(configure):
 
 
 def test_without_files_and_limits_sizes_are_unknown_and_nothing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    config = load_config(ROOT / "conf/paper.yaml", {"corpus": {"max_documents": None}})
+    changes = {"corpus": {"max_documents": None}, "quality": {"embedder": "owner/name"}}
+    config = load_config(ROOT / "conf/paper.yaml", changes)
     monkeypatch.chdir(tmp_path)
     made = make_plan(config)
     assert math.isnan(made.stages["initial"]["pairs"])
@@ -87,7 +90,7 @@ def test_without_files_and_limits_sizes_are_unknown_and_nothing_fails(monkeypatc
     table = made.tabulate()
     assert table.loc["initial", "pairs"] == "unknown" and table.loc["initial", "steps"] == ""
     assert table.loc["generators", "batch"] == "1,280"
-    assert len(made.unchecked) == 5  # documents, exam and three models
+    assert len(made.unchecked) == 6  # documents, exam, three models and the embedder
 
 
 def test_the_command_prints_the_plan_or_what_is_wrong(configure, capsys: pytest.CaptureFixture):

@@ -134,6 +134,16 @@ def test_a_pair_that_repeats_a_question_that_influence_is_measured_on_cannot_be_
     assert "words with guard question" in pair["problem"] and pair["raw"] == leaked
 
 
+def test_a_pair_that_would_be_left_out_of_a_final_set_earns_the_penalty(lab_config, tmp_path, monkeypatch):
+    rl = {"reward": "influence", "invalid_penalty": 0.1}
+    monkeypatch.setitem(INFLUENCE, "velomab", [0.3, 0.0, 0.0, 0.0])
+    for remove, expected in (([], [0.3, 0.3]), (["grounding"], [0.3, -0.1])):
+        config = lab_config({"rl": rl, "quality": {"grounding": 0.5, "remove": remove}})
+        reward = make_reward(config, tmp_path / str(len(remove)), [write_pair("velomab")] * 2)
+        # Both documents' rubrics are answered with "velomab", which only the first document names.
+        assert call(reward, [GOOD, GOOD], 0) == pytest.approx(expected)
+
+
 def test_the_set_level_reward_remembers_earlier_steps(set_level, tmp_path):
     reward = make_reward(set_level, tmp_path / "log", [write_pair("a"), write_pair("c"), write_pair("a")])
     first = call(reward, [GOOD, GOOD], 0)

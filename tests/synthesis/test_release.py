@@ -9,6 +9,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import load_dataset
 from faulty_server import FaultyServer
@@ -19,6 +20,7 @@ from rubric_influence.core.files import write_json, write_records
 from rubric_influence.core.paths import METRICS
 from rubric_influence.core.profiles import load_config
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric
+from rubric_influence.synthesis import release as release_module
 from rubric_influence.synthesis.licences import check_licence
 from rubric_influence.synthesis.release import Layout, is_test, list_arm, list_shards, push_release, write_release
 from rubric_influence.synthesis.streaming import synthesise_corpus
@@ -165,7 +167,7 @@ def streamed(tmp_path, monkeypatch):
     return config, found
 
 
-def test_rows_of_shards_have_their_documents_where_these_are_given(streamed, tmp_path):
+def test_rows_of_shards_have_their_documents_where_these_are_given(streamed, tmp_path, monkeypatch):
     config, documents = streamed[0], tmp_path / "documents.jsonl"
     rows = [row for rows in list_shards(tmp_path / "shards", config, [], Counter(), documents) for row in rows]
     assert len(rows) > 20 and all(Document(row["document"]).id == row["document_id"] for row in rows)
@@ -175,6 +177,12 @@ def test_rows_of_shards_have_their_documents_where_these_are_given(streamed, tmp
     assert counts["removed: grounding"] == len(rows)  # what the server writes is not in its documents
     with pytest.raises(ValueError, match="need the corpus's documents: --documents"):
         next(list_shards(tmp_path / "shards", strict, [], Counter()))
+    monkeypatch.setattr(release_module, "load_embedder", lambda path: lambda texts: np.eye(len(texts)))
+    strict = config.model_copy(
+        update={"quality": Quality(embedder="any", grounding_meaning=0.1, remove=["grounding_meaning"])}
+    )
+    assert not any(list_shards(tmp_path / "shards", strict, [], counts := Counter(), documents))
+    assert counts["removed: grounding_meaning"] == len(rows)  # no two texts are alike here
     documents.write_text('{"text": "another"}\n')
     with pytest.raises(ValueError, match="the documents lack 8 of .*00000.parquet; give those that synthesise was"):
         next(list_shards(tmp_path / "shards", config, [], Counter(), documents))

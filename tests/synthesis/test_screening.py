@@ -1,14 +1,20 @@
 """Hand-made pairs for every check, and how their counts add up."""
 
 import json
+import os
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from rubric_influence.core.config import Quality
 from rubric_influence.core.records import ExamItem, QAPair
+from rubric_influence.models.embedders import load_embedder
 from rubric_influence.synthesis.screening import (
     ExamMeanings,
     LanguageCheck,
@@ -16,12 +22,14 @@ from rubric_influence.synthesis.screening import (
     Screen,
     count_flags,
     find_personal_data,
+    measure_nearness,
     measure_support,
     passes_luhn,
     passes_mod97,
     remove_flagged,
 )
 
+ROOT = Path(__file__).parents[2]
 TEXT = "one two three four five six seven eight nine ten"  # 8 runs of three words
 
 
@@ -165,12 +173,91 @@ def test_an_answer_beside_its_document_is_flagged_and_documents_must_be_there():
         Screen(Quality(language="document"), []).check(pairs)
 
 
+def find_embedder() -> Path:
+    """The folder of a real embedder; without it the test is skipped."""
+    given = os.environ.get("RUBRIC_INFLUENCE_EMBEDDER", ROOT / "data/models/all-minilm-l6-v2")
+    if not Path(given).is_dir():
+        pytest.skip(f"no embedder in {given}; set RUBRIC_INFLUENCE_EMBEDDER to the folder of all-MiniLM-L6-v2")
+    return Path(given)
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+VECTORS = {
+    "Aspirin thins blood.": (1.0, 0.0, 0.0),
+    "The dose is 75 mg.": (0.0, 1.0, 0.0),
+    "Aspirin thins blood. The dose is 75 mg.": (0.6, 0.8, 0.0),
+    "How much is given?": (0.0, 1.0, 0.0),
+    "Of it, 75 mg.": (0.8, 0.6, 0.0),
+    "A lot.": (0.0, 0.0, 1.0),
+}
+
+
+def look_up(texts):
+    return np.array([VECTORS[text] for text in texts])
+
+
+def test_one_passage_must_be_near_to_question_and_answer():
+    pairs = [pair("How much is given?", "Of it, 75 mg."), pair("How much is given?", "A lot.")]
+    document = "Aspirin thins blood. The dose is 75 mg."
+    # The sentences give min(0, 0.8) and min(1, 0.6); both together min(0.8, 0.48 + 0.48).
+    assert measure_nearness(pairs, document, look_up) == pytest.approx([0.8, 0.0])
+    assert measure_nearness(pairs, "The dose is 75 mg.", look_up) == pytest.approx([0.6, 0.0])
+
+
+def test_a_pair_that_is_far_from_its_own_document_is_flagged_and_can_be_removed():
+    pairs = [
+        pair("How much is given?", "Of it, 75 mg."),
+        replace(pair("How much is given?", "Of it, 75 mg.", 1), document_id="other"),
+        pair("How much is given?", "A lot.", 2),
+        pair("", "", 3, "no"),
+    ]
+    documents = {"d": "Aspirin thins blood. The dose is 75 mg.", "other": "The dose is 75 mg."}
+    settings = Quality(grounding_meaning=0.7, embedder="any", near_duplicate=1.0, remove=["grounding_meaning"])
+    flags = Screen(settings, [], look_up).check(pairs, documents)
+    assert [found.get("grounding_meaning") for found in flags] == [
+        *(None, "cosine 0.600 with its document", "cosine 0.000 with its document", None)
+    ]
+    assert [p.problem.split(":")[0] for p in remove_flagged(pairs, flags, settings.remove)] == [
+        *("", "removed", "removed", "no")
+    ]
+    with pytest.raises(ValueError, match="the documents of 3 pairs .*quality.grounding_meaning .* need them"):
+        Screen(settings, [], look_up).check(pairs)
+
+
 def test_experts_conclusions_are_told_from_those_of_another_abstract(real_data):
     articles = json.loads(real_data("pubmedqa/ori_pqal.json").read_text()).values()
     rows = [(article["LONG_ANSWER"], "\n".join(article["CONTEXTS"])) for article in articles]
     flagged = [measure_support(answer, document) < 0.3 for answer, document in rows]
     others = [measure_support(rows[place][0], rows[place - 1][1]) < 0.3 for place in range(len(rows))]
     assert (round(np.mean(flagged), 2), round(np.mean(others), 2)) == (0.05, 0.96)
+
+
+@pytest.mark.slow
+def test_a_textbooks_pairs_are_told_from_false_ones_by_meaning(real_data):
+    """Questions and terms with their own answer, with another of their module, and with one of another module."""
+    embed, book, items = (
+        load_embedder(str(find_embedder())),
+        real_data("textbooks/anatomy-physiology"),
+        defaultdict(list),
+    )
+    texts = {row["id"]: row["text"] for row in read_rows(book / "documents.jsonl")}
+    for name, asked, said in (("free_response", "question", "answer"), ("glossary", "term", "meaning")):
+        for row in read_rows(book / f"{name}.jsonl"):
+            items[row["module"]].append((row[asked], row[said]))
+    modules = [module for module, rows in items.items() if len(rows) > 20][::20]
+    right, hard, easy = [], [], []
+    for module, other in zip(modules, modules[1:] + modules[:1], strict=True):
+        questions, answers = zip(*items[module], strict=True)
+        shifted, foreign = answers[1:] + answers[:1], [answer for _, answer in items[other]]
+        for found, told in ((right, answers), (hard, shifted), (easy, foreign)):
+            pairs = list(map(pair, questions, told))
+            found += measure_nearness(pairs, texts[module], embed)
+    flagged = [np.mean(np.array(found) < 0.4) for found in (right, hard, easy)]
+    area = roc_auc_score([1] * len(right) + [0] * len(hard), right + hard)
+    assert np.allclose(flagged, (0.09, 0.16, 0.73), atol=0.01) and round(area, 2) == 0.74 and len(right) == 186
 
 
 def test_a_paraphrase_lies_nearer_than_exam_questions_to_each_other():

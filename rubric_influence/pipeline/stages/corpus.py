@@ -11,6 +11,7 @@ from rubric_influence.data.corpora import Corpus, build_text
 from rubric_influence.data.documents import check_lengths
 from rubric_influence.data.exams import check_disjoint
 from rubric_influence.lab.building import build_lab
+from rubric_influence.models.embedders import load_embedder
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.preflight import check_target
 
@@ -23,6 +24,8 @@ def make_corpus(config: Config) -> Corpus:
         if not spec.endpoint:  # whose tokenizer is not known here
             check_lengths(corpus.documents, load_tokenizer(spec), template, config.synthesis.max_prompt_tokens)
     check_target(config, corpus.exam, load_tokenizer(models.target))
+    if config.quality.embedder:
+        load_embedder(config.quality.embedder)
     write_records(DOCUMENTS, corpus.documents)
     write_records(EXAM, corpus.exam)
     write_json(METRICS / "corpus.json", corpus.report)

@@ -18,6 +18,7 @@ from rubric_influence.core.seeds import seed_final_rubrics
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Engine
 from rubric_influence.influence.embeddings import embed
+from rubric_influence.models.embedders import Embed, load_embedder
 from rubric_influence.models.examples import Example
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
@@ -26,7 +27,7 @@ from rubric_influence.pipeline.writers import open_writers
 from rubric_influence.rl.scores import GUARD, VALIDATION
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.synthesis import writing
-from rubric_influence.synthesis.screening import Embed, Flags, Screen, count_flags, remove_flagged
+from rubric_influence.synthesis.screening import Flags, Screen, count_flags, remove_flagged
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS, PairTask, SynthesisContext, identify
 
 
@@ -85,9 +86,11 @@ def make_final_set(config: Config, seed: int) -> tuple[dict[str, dict], dict[str
 
 
 def open_embedder(config: Config) -> Embed | None:
-    """A function from texts to their unit embeddings [n, h] by the untuned target; None if no meanings are compared."""
-    if config.quality.exam_meaning is None:
+    """What compares meanings: quality.embedder, or without it the untuned target; None if none are compared."""
+    if config.quality.exam_meaning is None and config.quality.grounding_meaning is None:
         return None
+    if config.quality.embedder:
+        return load_embedder(config.quality.embedder)
     tokenizer, model = load_tokenizer(config.models.target), load_model(config.models.target)
 
     def embed_texts(texts: Sequence[str]) -> np.ndarray:

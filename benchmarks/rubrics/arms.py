@@ -73,12 +73,12 @@ class SeedRun:
 
     def __init__(self, config: Config, documents: list[Document], exam: list[ExamItem], seed: int, folder: Path):
         self.config, self.documents, self.exam, self.seed, self.folder = config, documents, exam, seed, folder
-        journal, ledger = Journal(folder / "answers.jsonl"), JudgedLedger(most_failures=config.synthesis.most_failures)
-        self.context = SynthesisContext(config.prompts, config.synthesis, seed, journal, ledger)
+        journal, settings = Journal(folder / "answers.jsonl"), config.synthesis
+        ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+        self.context = SynthesisContext(config.prompts, settings, seed, journal, ledger)
         asked = ((config.models.teacher, PAIRS), (config.models.rubric_generator, RUBRICS))
         self.teacher, self.untrained = (
-            open_engine(spec, config.synthesis.batch_size, journal=journal, ledger=ledger, what=what)
-            for spec, what in asked
+            open_engine(spec, settings.batch_size, journal=journal, ledger=ledger, what=what) for spec, what in asked
         )
         self.scorer = self.warm_up(self.untrained, folder / "warmup")
 

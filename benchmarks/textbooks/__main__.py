@@ -20,10 +20,9 @@ from benchmarks.textbooks.gate import measure_gate
 from benchmarks.textbooks.runs import BASELINE, REWARDS, run_book
 from benchmarks.textbooks.summary import describe
 from rubric_influence.core.checks import RunStopped
-from rubric_influence.core.config import Config
 from rubric_influence.core.corpus_sections import BookCorpus
 from rubric_influence.core.files import write_json
-from rubric_influence.core.paths import TUNED_ARMS, UNTUNED
+from rubric_influence.core.paths import TUNED_ARMS, UNTUNED, list_arms
 from rubric_influence.core.profiles import load_config
 from rubric_influence.data.books import read_book
 
@@ -54,17 +53,12 @@ def main() -> None:
             found = measure_gate(config)
             write_json(arguments.json, kept := kept | {"gate": kept["gate"] | {name: found}})
         if "run" in arguments.parts:
-            wanted = {UNTUNED, BASELINE, *arguments.arms} & {UNTUNED, *list_possible(config)}
+            wanted = {UNTUNED, BASELINE, *arguments.arms} - (set(TUNED_ARMS) - set(list_arms(config)))
             entry = run_book(config, [arm for arm in (UNTUNED, *ARMS) if arm in wanted], arguments.passages)
             write_json(arguments.json, kept := kept | {"runs": kept["runs"] | {name: entry}})
         print(describe(kept))
     except (ValueError, RunStopped) as error:
         sys.exit(str(error))
-
-
-def list_possible(config: Config) -> list[str]:
-    """The arms that a profile can have: without privileged rubrics there is no such arm."""
-    return [arm for arm in ARMS if arm != "privileged_rubric" or config.prompts.privileged_rubrics]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def run_book(config: Config, arms: Sequence[str], other: Path) -> dict:
 
     Has `arms` and whatever else every seed has finished before. `other`: the book whose passages are read.
     """
-    folder = scratch_folder("textbooks", "run", config.model_dump_json(exclude={"seeds", "machine", "gate"}))
+    settings = config.model_dump_json(exclude={"seeds", "machine", "gate"})
+    folder = scratch_folder("textbooks", "run", settings, str(other))
     jobs = [(config, seed, arms, other, folder / f"seed-{seed}") for seed in config.seeds]
     found = run_jobs(run_seed, jobs, config.machine)
     known = [arm for arm in (UNTUNED, *ARMS) if all(arm in by_arm for by_arm in found)]

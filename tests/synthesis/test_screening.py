@@ -238,11 +238,8 @@ def test_experts_conclusions_are_told_from_those_of_another_abstract(real_data):
 @pytest.mark.slow
 def test_a_textbooks_pairs_are_told_from_false_ones_by_meaning(real_data):
     """Questions and terms with their own answer, with another of their module, and with one of another module."""
-    embed, book, items = (
-        load_embedder(str(find_embedder())),
-        real_data("textbooks/anatomy-physiology"),
-        defaultdict(list),
-    )
+    book, items = real_data("textbooks/anatomy-physiology"), defaultdict(list)
+    embed = load_embedder(str(find_embedder()))
     texts = {row["id"]: row["text"] for row in read_rows(book / "documents.jsonl")}
     for name, asked, said in (("free_response", "question", "answer"), ("glossary", "term", "meaning")):
         for row in read_rows(book / f"{name}.jsonl"):

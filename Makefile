@@ -44,6 +44,7 @@ OTHER := american-government
 real: .venv/core.done setup-vllm
 	.venv/bin/rubric-influence model fetch smollm2-135m data/models/smollm2-135m
 	.venv/bin/rubric-influence model fetch qwen2.5-coder-0.5b data/models/qwen2.5-coder-0.5b --dtype bfloat16
+	.venv/bin/rubric-influence model fetch all-minilm-l6-v2 data/models/all-minilm-l6-v2
 	@for book in $(BOOK) $(OTHER); do [ -e data/input/$$book ] || \
 	  git clone -q --depth 1 https://github.com/openstax/osbooks-$$book data/input/$$book || exit 1; done
 	.venv/bin/rubric-influence model warm-start $(REAL)

@@ -65,6 +65,19 @@ def subword_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedder(subword_model, tmp_path_factory) -> Path:
+    """A tiny random model of sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("embedders") / "tiny"
+    states = Transformer(str(subword_model))
+    states.tokenizer.pad_token = states.tokenizer.eos_token
+    SentenceTransformer(modules=[states, Pooling(states.get_embedding_dimension())], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def lab_config() -> Callable[..., Config]:
     """A function from nested changes to the lab's profile, made small; paths are absolute, for any working directory.
 

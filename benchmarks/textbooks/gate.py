@@ -7,9 +7,10 @@ against every prediction of it. Two gains: answer_nats, of the right answer a to
 option among the options. No guard question is about a module that a document or a pair of any pool is about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
 from rubric_influence.influence.scorers import open_scorer
+from rubric_influence.models.embedders import Embed, load_embedder
 from rubric_influence.models.losses import sweep_losses
 from rubric_influence.synthesis.outcomes import JudgedLedger
 from rubric_influence.synthesis.writing import PAIRS, SynthesisContext, deal_rubrics, follow_rubrics, write_pairs
@@ -54,7 +56,9 @@ SCORES = {
     "forward": ("forward", False),
 }
 CONTRASTS = ("contrast", "contrast_by_length")  # as influence, along the gradient of the contrast among options
+AIMED = ("influence", *CONTRASTS)
 PREDICTIONS = (*SCORES, *CONTRASTS, "similarity", "loss", "length")
+BY_MEANING = "embedder_similarity"  # one more, where the profile names quality.embedder
 HALVES = "halves_cosine"
 Figures = dict[str, np.ndarray]  # name -> [candidates]
 
@@ -119,13 +123,14 @@ def warm_up(config: Config, pairs: Sequence[QAPair], folder: Path) -> Target:
 
 
 def predict(
-    target: Target, candidates: Sequence[Answered], validation: Sequence[ExamItem], tokens: int, journal: Journal
+    config: Config, target: Target, candidates: Sequence[Answered], validation: Sequence[ExamItem], journal: Journal
 ) -> Figures:
     """What might predict a gain: influence, along several gradients, similarity, the pair's own loss and length.
 
     What is computed is kept in the journal, with HALVES, the cosine of the gradients of two halves of the validation
     questions: 1 where they agree on a direction.
     """
+    tokens, embedder = config.influence.batch_tokens, config.quality.embedder
     examples, asked = target.encode(candidates), target.encode(validation)
 
     @cache
@@ -137,22 +142,33 @@ def predict(
         shares = torch.tensor([groups.count("0"), groups.count("1")]) / len(groups)
         return torch.cat([(shares.to(halves) @ halves)[None], contrast_gradients(target, validation, tokens)])
 
-    def score(name: str) -> np.ndarray:
-        estimator, normalise = SCORES.get(name, SCORES["influence"])
-        place = 1 + CONTRASTS.index(name) if name in CONTRASTS else 0
+    def score(estimator: str, normalise: bool, directions: int = 1) -> np.ndarray:
         settings = {"momentum": False, "batch_tokens": tokens, "normalise": normalise}
-        scorer = open_scorer(estimator, target.model, find_directions()[[place]], target.moments, **settings)
-        return scorer.score(examples)[:, 0].numpy()
+        # The forward estimator takes differences of losses, which bfloat16 rounds away.
+        model = deepcopy(target.model).float() if estimator == "forward" else target.model
+        scorer = open_scorer(estimator, model, find_directions()[:directions], target.moments, **settings)
+        return scorer.score(examples).T.numpy()
 
-    others = {
-        "similarity": lambda: embedding_similarity(target.model, examples, asked, tokens).numpy(),
-        "loss": lambda: sweep_losses(target.model, examples, tokens).numpy(),
-        "length": lambda: np.array([float(len(pair.answer.split())) for pair in candidates]),
+    measures: dict[tuple[str, ...], Callable[[], np.ndarray]] = {
+        AIMED: lambda: score("adam", False, len(AIMED)),  # one pass for three directions
+        **{(name,): partial(score, *settings) for name, settings in SCORES.items() if name != "influence"},
+        ("similarity",): lambda: embedding_similarity(target.model, examples, asked, tokens).numpy()[None],
+        ("loss",): lambda: sweep_losses(target.model, examples, tokens).numpy()[None],
+        ("length",): lambda: np.array([[float(len(pair.answer.split())) for pair in candidates]]),
     }
-    for name in tqdm(PREDICTIONS, desc="predictions"):
-        if name not in journal:
-            journal.add(name, (others[name]() if name in others else score(name)).tolist())
-    return {name: np.array(journal[name]) for name in PREDICTIONS}
+    if embedder:
+        measures[BY_MEANING,] = lambda: compare_meanings(load_embedder(embedder), candidates, validation)[None]
+    for names, measure in tqdm(measures.items(), desc="predictions"):
+        if any(name not in journal for name in names):
+            for name, values in zip(names, measure(), strict=True):
+                journal.add(name, values.tolist())
+    return {name: np.array(journal[name]) for names in measures for name in names}
+
+
+def compare_meanings(embed: Embed, candidates: Sequence[Answered], validation: Sequence[ExamItem]) -> np.ndarray:
+    """Each candidate's mean cosine with the validation questions and their right answers, [candidates], in [-1, 1]."""
+    texts, asked = ([f"{pair.question} {pair.answer}" for pair in group] for group in (candidates, validation))
+    return embed(texts) @ embed(asked).mean(axis=0)
 
 
 def train_sets(
@@ -186,9 +202,9 @@ def measure_gate(config: Config) -> dict:
     case = make_case(config, folder)
     target = warm_up(config, case.warm_up, folder)
     candidates = [pair for pool in case.pools.values() for pair in pool]
-    tokens, size = config.influence.batch_tokens, len(case.pools[TEACHER])
+    size = len(case.pools[TEACHER])
     journal, seed = Journal(folder / "measured.jsonl"), config.seeds[0]
-    found = predict(target, candidates, case.validation, tokens, journal)
+    found = predict(config, target, candidates, case.validation, journal)
     draws = {
         TEACHER: draw_sets(size, config.gate.sets, config.gate.set_size, seed),
         "mixed": draw_sets(len(candidates), config.gate.sets, config.gate.set_size, seed + 1),
@@ -210,8 +226,8 @@ def measure_gate(config: Config) -> dict:
             | {name: judge(values[sets].mean(axis=1), gains[:, column], seed) for name, values in found.items()}
             for column, gain in enumerate(GAINS)
         }
-    first = figures["mixed"][GAINS[0]]
-    for name in ("influence", "similarity"):
+    first = figures[TEACHER][GAINS[0]]
+    for name in ("influence", "similarity"):  # once more, where readers look first
         figures |= {f"{name}_{key}": first[name][key] for key in ("r2", "r2_ci95")}
     return figures
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from benchmarks.rubrics.summary import render
-from benchmarks.textbooks.gate import DRAWS, GAINS, POOLS, PREDICTIONS
+from benchmarks.textbooks.gate import DRAWS, GAINS, POOLS
 from benchmarks.textbooks.runs import BASELINE, MEASURES, PASSAGE_NATS
 
 SHOWN_KINDS = 6
@@ -23,17 +23,17 @@ def show(mean: float, bounds: list[float], digits: int = 2) -> str:
 
 def tabulate_gate(found: dict) -> list[str]:
     """R² and rank correlation of every prediction with both gains, and every prediction's mean over each pool."""
-    lines = []
+    lines, names = [], list(found["pools"][POOLS[0]])
     for draw in DRAWS:
         columns = [(gain, figure) for gain in GAINS for figure in ("r2", "spearman")]
         header = [f"{found['sets']} sets of {draw} pairs", *(f"{gain}, {figure}" for gain, figure in columns)]
         rows = [
             [name, *(show(found[draw][g][name][f], found[draw][g][name][f"{f}_ci95"]) for g, f in columns)]
-            for name in PREDICTIONS
+            for name in names
         ]
         means = [f"{found[draw][gain]['mean_gain']:+.4f} nats" for gain, figure in columns if figure == "r2"]
         lines += [render([header, *rows]), "", f"Gains on average: {' and '.join(means)}.", ""]
-    pools = [[name, *(f"{found['pools'][pool][name]:.4g}" for pool in POOLS)] for name in PREDICTIONS]
+    pools = [[name, *(f"{found['pools'][pool][name]:.4g}" for pool in POOLS)] for name in names]
     return [*lines, render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools])]
 
 

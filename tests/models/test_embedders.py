@@ -12,30 +12,18 @@ from rubric_influence.models.embedders import MODULES, check_embedder, load_embe
 TEXTS = ["What is the question?", "The answer is 5 mg.", "What is the question?"]
 
 
-@pytest.fixture(scope="module")
-def saved(subword_model, tmp_path_factory):
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    folder = tmp_path_factory.mktemp("embedders") / "tiny"
-    states = Transformer(str(subword_model))
-    states.tokenizer.pad_token = states.tokenizer.eos_token
-    SentenceTransformer(modules=[states, Pooling(states.get_embedding_dimension())], device="cpu").save(str(folder))
-    return folder
-
-
 @pytest.fixture
-def folder(saved, tmp_path):
+def folder(embedder, tmp_path):
     """A copy, to break."""
-    return shutil.copytree(saved, tmp_path / "tiny")
+    return shutil.copytree(embedder, tmp_path / "tiny")
 
 
-def test_texts_become_unit_vectors_that_any_load_gives_again(saved):
-    vectors = load_embedder(str(saved))(TEXTS)
+def test_texts_become_unit_vectors_that_any_load_gives_again(embedder):
+    vectors = load_embedder(str(embedder))(TEXTS)
     assert vectors.dtype == np.float32 and vectors.shape == (3, 128)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-6)
     assert vectors[0] @ vectors[2] == pytest.approx(1.0) and vectors[0] @ vectors[1] < 0.999
-    assert load_embedder(str(saved))(TEXTS).tobytes() == vectors.tobytes()
+    assert load_embedder(str(embedder))(TEXTS).tobytes() == vectors.tobytes()
 
 
 def test_what_is_no_embedder_is_refused_before_it_is_loaded(folder, subword_model):
@@ -64,14 +52,14 @@ def test_broken_files_and_a_models_own_code_are_refused(folder, file, content, m
         load_embedder(str(folder))
 
 
-def test_of_a_hub_model_neither_pickles_nor_code_are_downloaded(saved, subword_model, monkeypatch):
+def test_of_a_hub_model_neither_pickles_nor_code_are_downloaded(embedder, subword_model, monkeypatch):
     asked = []
 
     def snapshot(name: str, allow_patterns: list[str]) -> str:
         asked.append((name, allow_patterns))
         if name == "owner/none":
             raise OSError("404")
-        return str(saved if name == "owner/name" else subword_model)
+        return str(embedder if name == "owner/name" else subword_model)
 
     monkeypatch.setattr(embedders, "snapshot_download", snapshot)
     assert load_embedder("owner/name")(TEXTS).shape == (3, 128)

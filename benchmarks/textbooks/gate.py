@@ -56,7 +56,7 @@ SCORES = {
     "forward": ("forward", False),
 }
 CONTRASTS = ("contrast", "contrast_by_length")  # as influence, along the gradient of the contrast among options
-AIMED = ("influence", *CONTRASTS)
+AIMED = ("influence", *CONTRASTS)  # by one estimator, in the order of find_directions
 PREDICTIONS = (*SCORES, *CONTRASTS, "similarity", "loss", "length")
 BY_MEANING = "embedder_similarity"  # one more, where the profile names quality.embedder
 HALVES = "halves_cosine"

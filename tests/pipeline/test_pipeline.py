@@ -31,6 +31,7 @@ STAGES = [
     "finetuning",
     "evaluation",
     "report",
+    "html",
 ]
 
 pytestmark = pytest.mark.slow
@@ -125,7 +126,7 @@ def test_a_changed_parameter_reruns_only_what_depends_on_it(project: Path):
     set_params(project, "params.yaml", {"evaluation": {"bootstrap": 300}})
     result = run_command(["dvc", "repro"], project)
     assert result.returncode == 0 and list_run_stages(result.stdout)[0] == "evaluation"
-    assert set(list_run_stages(result.stdout)) <= {"evaluation", "report"}
+    assert set(list_run_stages(result.stdout)) <= {"evaluation", "report", "html"}
 
 
 def test_a_misspelt_parameter_stops_the_run_with_its_name(project: Path):

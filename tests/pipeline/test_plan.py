@@ -64,7 +64,6 @@ def test_figures_are_those_counted_by_hand(configure):
         ({"rl": {"vllm": "colocate"}, "synthesis": {"constrained": True}}, "rl.vllm is 'colocate'"),
         ({"synthesis": {"max_prompt_tokens": 10_000}}, r"models.rubric_generator: .* exceed the 512 positions"),
         ({"warmup": {"max_tokens": 64}}, "warmup.max_tokens is 64"),
-        ({"quality": {"embedder": "data/models/no/such"}}, "no model folder at data/models/no/such"),
         ({"quality": {"embedder": "data/lab/models/medicine-qwen3"}}, "is no model of sentence-transformers"),
     ],
 )
@@ -91,6 +90,11 @@ def test_without_files_and_limits_sizes_are_unknown_and_nothing_fails(monkeypatc
     assert table.loc["initial", "pairs"] == "unknown" and table.loc["initial", "steps"] == ""
     assert table.loc["generators", "batch"] == "1,280"
     assert len(made.unchecked) == 6  # documents, exam, three models and the embedder
+
+
+def test_an_embedder_that_is_not_there_yet_is_unchecked_as_a_model_is(configure):
+    made = make_plan(configure({"quality": {"embedder": "data/models/no/such"}}))
+    assert [line for line in made.unchecked if line.startswith("quality.embedder: no model folder at data/models/no")]
 
 
 def test_the_command_prints_the_plan_or_what_is_wrong(configure, capsys: pytest.CaptureFixture):

@@ -17,10 +17,10 @@ def check_micro_batch(micro_batch: int | None, batch: int, name: str) -> None:
 class Prompts(Section):
     """What the models are asked. Slots: {document}, {rubric}, {question}; {language}, the document's, if wanted."""
 
-    rubric: str
-    pair: str
-    pair_without_rubric: str
-    answer: str = "{question}"
+    rubric: str  # asks the rubric generator for a rubric
+    pair: str  # asks the teacher for a pair as a rubric wants it
+    pair_without_rubric: str  # asks the teacher for a pair of the arm no_rubric
+    answer: str = "{question}"  # how the target is asked a question, in training as in the exam
     expert_rubrics: list[str] = Field(min_length=1)  # the arm expert_rubric uses them in turn
     privileged_rubrics: list[str] = []  # by someone who knows the exam, for the arm of that name; empty: no such arm
 
@@ -41,11 +41,11 @@ class Budget(Section):
 class Synthesis(Section):
     """How rubrics and pairs are sampled."""
 
-    batch_size: Count
-    temperature: Positive = 1.0
-    top_p: PositiveFraction = 1.0
-    max_rubric_tokens: Count
-    max_pair_tokens: Count
+    batch_size: Count  # prompts that an engine on this machine answers at once
+    temperature: Positive = 1.0  # of rubrics and pairs; RL's rubrics have their own
+    top_p: PositiveFraction = 1.0  # nucleus sampling: the likeliest tokens of this total probability
+    max_rubric_tokens: Count  # a longer rubric is cut, also in RL
+    max_pair_tokens: Count  # a longer pair is cut
     max_prompt_tokens: Count  # a longer prompt is refused at the corpus stage
     constrained: bool  # force the JSON schema while decoding
     attempts: Count = 3  # requests for one rubric or pair, the first included, until it is valid
@@ -83,7 +83,7 @@ class Quality(Section):
     grounding_meaning: Fraction | None = Unsaid  # least cosine of a pair with a passage of its document; null: off
     embedder: str | None = Unsaid  # of sentence-transformers, a hub name or a folder; null: the target for exam_meaning
     shortest: Count = 3  # words of question and answer together
-    longest: Count = 2000
+    longest: Count = 2000  # words of the two, at most
 
     def model_post_init(self, context: object) -> None:
         if self.grounding_meaning is not None and self.embedder is None:
@@ -94,22 +94,24 @@ class Quality(Section):
 
 
 class Lora(Section):
-    r: Count
-    alpha: Count
-    targets: str | list[str] = "all-linear"
+    """A low-rank adapter (peft)."""
+
+    r: Count  # rank
+    alpha: Count  # the adapter's output is multiplied by alpha / r
+    targets: str | list[str] = "all-linear"  # modules by name, or peft's all-linear: every linear layer but the head
 
 
 class FineTuning(Section):
     """One LoRA fine-tuning run of the target (rubric_influence.training.fine_tuning)."""
 
-    epochs: Count
-    batch_size: Count
+    epochs: Count  # passes over the set
+    batch_size: Count  # sequences of an optimizer step, over all devices
     micro_batch: Count | None = None  # sequences on a device at once, accumulated to a batch; null: its whole share
-    learning_rate: Positive
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    adam_betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    adam_epsilon: Positive = 1.0e-8
-    weight_decay: NonNegative = 0.0
+    learning_rate: Positive  # at its highest
+    schedule: Literal["constant", "linear", "cosine"] = "linear"  # of the learning rate; the last two fall to 0
+    adam_betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)  # of Adam's two moments
+    adam_epsilon: Positive = 1.0e-8  # added to the root of Adam's second moment
+    weight_decay: NonNegative = 0.0  # of AdamW
     max_tokens: Count  # longer examples are cut
 
     def model_post_init(self, context: object) -> None:
@@ -117,6 +119,8 @@ class FineTuning(Section):
 
 
 class Warmup(FineTuning):
+    """The target's warm-up on a part of the initial set, whose checkpoints and moments influence is computed at."""
+
     fraction: PositiveFraction = 1.0  # part of the initial set it trains on
     checkpoints: Count = 1  # how many of the last epochs' states influence sums over
 
@@ -126,18 +130,18 @@ class WarmStart(FineTuning):
 
     base: ModelSpec  # models.rubric_generator is made of it
     rubrics: list[str] = Field(min_length=2)  # written by hand: what RL chooses among at first
-    rubrics_per_document: Count = 4
+    rubrics_per_document: Count = 4  # dealt out in turn
 
 
 class Influence(Section):
     """How a pair is scored on the warmed-up target (rubric_influence.influence.scorers)."""
 
-    estimator: Literal["adam", "linear", "gradient", "forward"] = "adam"
+    estimator: Literal["adam", "linear", "gradient", "forward"] = "adam"  # docs/influence.md compares them
     momentum: bool  # whether Gamma holds the first moment, a direction common to all samples
     normalise: bool = False  # true: cosines, as the paper; dot products predict better what training gains
     batch_tokens: Count  # padded tokens of a batch that is scored at once
     directions: Literal["mean", "topics", "clusters"]  # what the reward sums over: one validation gradient or several
-    clusters: Count = 8
+    clusters: Count = 8  # of validation questions by their embeddings, for directions: clusters
 
     def model_post_init(self, context: object) -> None:
         if self.estimator == "forward" and self.normalise:
@@ -148,10 +152,10 @@ class Gate(Section):
     """Whether influence predicts what training gains, found out before RL spends on it (pipeline.stages.gate)."""
 
     sets: Annotated[int, Field(ge=8)] = 32  # random sets of pairs for every seed; each is trained on by itself
-    set_size: Count = 16
-    epochs: Count = 4
-    batch_size: Count = 16
-    learning_rate: Positive
+    set_size: Count = 16  # pairs of a set
+    epochs: Count = 4  # passes over a set
+    batch_size: Count = 16  # pairs of an optimizer step
+    learning_rate: Positive  # constant over the run
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.0  # the rank correlation's 95 % interval must lie above it
     override: bool = False  # true: go on all the same where it does not
 
@@ -159,22 +163,22 @@ class Gate(Section):
 class RubricRL(Section):
     """GRPO on the rubric generator (rubric_influence.rl.grpo)."""
 
-    steps: Count
-    documents_per_step: Count
-    group_size: Annotated[int, Field(ge=2)]
-    micro_batch: Count | None = None  # as in FineTuning; a step's batch is documents_per_step * group_size rubrics
-    learning_rate: Positive
-    temperature: Positive = 1.0
-    kl: NonNegative = 0.0
-    scale_rewards: Literal["none", "group", "batch"] = "none"
-    loss: Literal["dr_grpo", "grpo", "dapo"] = "dr_grpo"
-    pairs_per_rubric: Count = 1
+    steps: Count  # optimizer steps
+    documents_per_step: Count  # each gets group_size rubrics
+    group_size: Annotated[int, Field(ge=2)]  # rubrics for one document, whose mean reward is the baseline
+    micro_batch: Count | None = None  # as in finetuning; a step's batch is documents_per_step * group_size rubrics
+    learning_rate: Positive  # constant over the run
+    temperature: Positive = 1.0  # of rubrics that are sampled in RL
+    kl: NonNegative = 0.0  # weight of the divergence from the untrained generator; 0: it is not computed
+    scale_rewards: Literal["none", "group", "batch"] = "none"  # whose standard deviation divides a reward
+    loss: Literal["dr_grpo", "grpo", "dapo"] = "dr_grpo"  # TRL's loss_type: how tokens are averaged
+    pairs_per_rubric: Count = 1  # a rubric's reward is their mean
     invalid_penalty: NonNegative = 1.0  # in the unit of the reward; with set_influence the mean is near 1
-    reward: Literal["set_influence", "influence", "published", "random", "shuffled"]
+    reward: Literal["set_influence", "influence", "published", "random", "shuffled"]  # docs/rubrics.md compares them
     save_every: Count = 10  # steps
     checkpoint: Literal["last", "dev"] = "last"  # which generator is kept: the last, or the best by dev questions
     lora: Lora | None = None  # null: full fine-tuning
-    vllm: Literal["off", "colocate", "server"] = "off"
+    vllm: Literal["off", "colocate", "server"] = "off"  # what samples rubrics; off: transformers
 
     def model_post_init(self, context: object) -> None:
         batch = self.documents_per_step * self.group_size
@@ -189,7 +193,7 @@ class Evaluation(Section):
     tasks: list[str] = []  # of lm-evaluation-harness, by name, sat by every arm as well
     tasks_folder: str | None = None  # with YAML files of further tasks
     task_items: Count | None = None  # the first questions of each task; null: all
-    task_batch_size: Count = 16
+    task_batch_size: Count = 16  # requests of a task that are answered at once
     bootstrap: Count = 2000  # resamples
 
 
@@ -201,22 +205,24 @@ class Machine(Section):
 
 
 class Config(Section):
-    seeds: list[int] = Field(min_length=1)
-    corpus: Annotated[LabCorpus | TextCorpus | BookCorpus, Field(discriminator="kind")]
-    models: Models
-    prompts: Prompts
-    budget: Budget
-    synthesis: Synthesis
-    quality: Quality = Quality()
-    lora: Lora
-    warm_start: WarmStart | None = Unsaid
-    warmup: Warmup
-    influence: Influence
-    gate: Gate
-    rl: RubricRL
-    finetuning: FineTuning
-    evaluation: Evaluation
-    machine: Machine = Machine()
+    """A profile: its seeds and sections."""
+
+    seeds: list[int] = Field(min_length=1)  # one whole run each
+    corpus: Annotated[LabCorpus | TextCorpus | BookCorpus, Field(discriminator="kind")]  # documents and exam
+    models: Models  # the three roles
+    prompts: Prompts  # what the models are asked
+    budget: Budget  # pairs of a document
+    synthesis: Synthesis  # how rubrics and pairs are sampled
+    quality: Quality = Quality()  # what pairs are checked for
+    lora: Lora  # the target's adapter
+    warm_start: WarmStart | None = Unsaid  # of the rubric generator, before RL; null: none
+    warmup: Warmup  # of the target, before pairs are scored
+    influence: Influence  # how a pair is scored
+    gate: Gate  # whether the score is true
+    rl: RubricRL  # of the rubric generator
+    finetuning: FineTuning  # of the target, on every arm's set
+    evaluation: Evaluation  # the exam
+    machine: Machine = Machine()  # processes and threads
 
     def model_post_init(self, context: object) -> None:
         if repeated := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):

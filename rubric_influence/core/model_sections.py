@@ -17,8 +17,8 @@ class Endpoint(Section):
 
     base_url: str  # https://..., or http:// on this machine
     api_key_env: str | None = None  # the environment variable that holds the key; null: the server wants none
-    usd_per_million_prompt_tokens: NonNegative = 0.0
-    usd_per_million_completion_tokens: NonNegative = 0.0
+    usd_per_million_prompt_tokens: NonNegative = 0.0  # price of what is sent, for the ledger
+    usd_per_million_completion_tokens: NonNegative = 0.0  # price of what it answers, for the ledger
     concurrency: Count = 64  # requests out at once, at most; fewer while the server says that it has too many
     timeout: Positive = 120.0  # seconds that one request may take in all
     attempts: Count = 8  # tries of a request before it is given up as failed
@@ -44,13 +44,13 @@ class ModelSpec(Section):
     """A model in Hugging Face format, with tokenizer and chat template, or a model of an endpoint."""
 
     path: str  # a hub name or a local folder; with the engine openai, the endpoint's name of the model
-    revision: str | None = None
+    revision: str | None = None  # of the hub: a branch, tag or commit; null: the default branch
     adapter: str | None = None  # a local folder of a LoRA adapter (peft) on top; engines serve it unmerged
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the weights in memory
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"  # its implementation in transformers
     engine: Literal["transformers", "vllm", "openai"] = "transformers"  # what generates text from it
     endpoint: Endpoint | None = None  # for the engine openai
-    tensor_parallel: Count = 1
+    tensor_parallel: Count = 1  # GPUs that vLLM spreads the model over
     gpu_memory: PositiveFraction = 0.9  # the part of a GPU's memory that vLLM takes; others may need the rest
 
     def model_post_init(self, context: object) -> None:
@@ -70,6 +70,8 @@ class ModelSpec(Section):
 
 
 class Models(Section):
-    rubric_generator: ModelSpec
-    teacher: ModelSpec
-    target: ModelSpec
+    """The three roles. One model may play several."""
+
+    rubric_generator: ModelSpec  # writes rubrics; RL trains it
+    teacher: ModelSpec  # writes pairs; is never trained
+    target: ModelSpec  # the model that the data are for: it scores pairs and is fine-tuned on them

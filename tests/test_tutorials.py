@@ -1,4 +1,4 @@
-"""The influence library's notebook, run whole, and the code of its docs page, run on the notebook's checkpoint."""
+"""The tutorials that need no pipeline stage, run whole, and the code of the influence page, run on its checkpoint."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def page(folder: Path) -> dict:
     names: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        for heading in ("In three calls", "In twenty lines", "Checking your own scores"):
+        for heading in ("In three calls", "Token by token", "In twenty lines", "Checking your own scores"):
             exec(read_code(heading).replace("scratch/influence", str(folder / "run")), names)
     return names
 
@@ -76,7 +76,53 @@ def test_the_three_calls_of_the_docs_page_rank_what_its_twenty_lines_score(page:
     assert np.allclose(table.sort_index()[["dose", "toxicity"]], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_docs_page_explains_a_candidates_scores_by_its_tokens(page: dict):
+    tokens, scores = page["explained"].tokens, page["table"].loc[1]  # the candidate with the right dose
+    assert tokens["token"].iloc[0] == "10mg" == scores["answer"]
+    for column in ("influence", "dose", "toxicity"):
+        assert tokens[column].sum() == pytest.approx(scores[column], rel=1e-4)
+
+
 def test_the_twenty_lines_of_the_docs_page_agree_with_the_oracle(page: dict):
     scores, slow = page["scores"], page["slow"]
     assert scores.shape == (2, 2) and scores[0, 0] > scores[0, 1]  # the dose's other wording helps the dose
     assert (scores - slow).abs().max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def one_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds run/tokens.csv, run/gains.csv and the executed notebook after one run with its committed parameters."""
+    folder = tmp_path_factory.mktemp("one_pair")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        execute("notebooks/tutorials/one_pair.ipynb", folder / "one_pair.ipynb", {"out": str(folder / "run")})
+    return folder
+
+
+def read_gains(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "run/gains.csv", header=[0, 1], index_col=0)
+
+
+def test_the_pairs_tokens_sum_to_what_a_step_is_predicted_to_gain(one_pair: Path):
+    tokens, gains = pd.read_csv(one_pair / "run/tokens.csv"), read_gains(one_pair)
+    assert len(tokens) > 10 and (tokens["influence"] > 0).any() and (tokens["influence"] < 0).any()
+    slopes = gains["without momentum", "predicted"] / gains.index
+    assert slopes.to_numpy() == pytest.approx(tokens["influence"].sum(), rel=1e-4)
+
+
+def test_short_steps_on_the_pair_gain_what_is_predicted(one_pair: Path):
+    gains = read_gains(one_pair)
+    for momentum in ("without momentum", "with momentum"):
+        measured, predicted = gains[momentum, "measured"], gains[momentum, "predicted"]
+        off = (measured / predicted - 1).abs()
+        assert off.iloc[0] < 0.02 and off.iloc[-1] > off.iloc[0]
+
+
+def test_the_pairs_notebook_computes_every_number_twice_alike(one_pair: Path):
+    notebook = json.loads((one_pair / "one_pair.ipynb").read_text(encoding="utf-8"))
+    shown = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    sentences = "".join(text for data in shown for text in data.get("text/markdown", []))
+    assert "nan" not in sentences and any("image/png" in data for data in shown)
+    (scores,) = re.findall(r"they differ by at most (\S+) of it", sentences)
+    (rewards,) = re.findall(r"the logged one, \S+, differ by (\S+)\.", sentences)
+    assert float(scores) < 1e-4 and float(rewards) < 1e-5

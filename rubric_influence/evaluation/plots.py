@@ -1,5 +1,7 @@
 """Figures: a table in, a matplotlib figure out. Nothing here reads or writes files."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -53,38 +55,94 @@ def plot_pools(scores: pd.DataFrame, columns: dict[str, str]) -> Figure:
     return figure
 
 
-def plot_gate(sets: pd.DataFrame, predictors: dict[str, str]) -> Figure:
-    """What each set of pairs gained against what was predicted, one panel per predictor, one colour per seed."""
-    figure, panels = plt.subplots(1, len(predictors), figsize=(4.5 * len(predictors), 3.2), layout="constrained")
-    for axes, (column, label) in zip(panels, predictors.items(), strict=True):
-        for place, (seed, rows) in enumerate(sets.groupby("seed")):
-            color = plt.cm.viridis(0.1 + 0.75 * place / sets["seed"].nunique())
-            axes.scatter(rows[column], rows["gain"], s=12, alpha=0.7, color=color, edgecolors="none", label=seed)
+def plot_gate(sets: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """What each set of pairs gained against what was predicted, one panel per predictor of `titles`, a sign per seed.
+
+    Both are in deviations within their seed, as in the agreement that the gate judges by; the line is their regression.
+    """
+    figure, panels = plt.subplots(1, len(titles), figsize=(4.5 * len(titles), 3.4), layout="constrained", sharey=True)
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        x, y = (sets.groupby("seed")[name].transform(deviate) for name in (column, "gain"))
+        for (seed, rows), marker, color in zip(sets.groupby("seed"), cycle("o^sDv"), cycle((BLUE, ORANGE, GREY))):
+            axes.scatter(x[rows.index], y[rows.index], s=14, marker=marker, color=color, alpha=0.7, edgecolors="none",
+                         label=seed)  # fmt: skip
+        ends = pd.Series([x.min(), x.max()])
+        axes.plot(ends, x.corr(y) * ends, color="black", linewidth=1.5)
         axes.axhline(0, color=GREY, linewidth=1)
-        axes.set(xlabel=f"mean {label} of a set", ylabel="gain (nats a token)")
+        axes.set(title=title, xlabel=f"mean {column} of a set (deviations)")
+    panels[0].set_ylabel("gain of held-out questions (deviations)")
     panels[0].legend(frameon=False, title="seed")
     return figure
 
 
-def plot_training(log: pd.DataFrame) -> Figure:
-    """Influence on both sets of questions, and the shares of valid and distinct rubrics, by step: means over seeds.
+def deviate(values: pd.Series) -> pd.Series:
+    """Values with mean 0 and deviation 1; 0 where they do not vary."""
+    spread = values.std(ddof=0)
+    return (values - values.mean()) / (spread if spread > 0 else 1.0)
 
-    Columns: seed, step, influence, guard_influence, valid, distinct_rubrics.
+
+def plot_shift(influence: dict[str, pd.Series], unit: str) -> Figure:
+    """The influence of two sets' pairs: for every value on the axis, the share of a set's pairs above it."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for (name, values), color, line in zip(influence.items(), (GREY, ORANGE), ("--", "-"), strict=True):
+        left = [100 * (1 - place / len(values)) for place in range(len(values))]
+        label = f"{name}: mean {values.mean():.3g}"
+        axes.step(values.sort_values(), left, where="pre", color=color, linestyle=line, label=label)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(xlabel=f"influence ({unit})", ylabel="pairs above it, %", ylim=(0, 100))
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_terms(terms: pd.DataFrame) -> Figure:
+    """The change of each word's share of rubrics, in points: a row a word, columns change, low, high (its interval)."""
+    figure, axes = plt.subplots(figsize=(6, 0.26 * len(terms) + 0.9), layout="constrained")
+    places, rising = range(len(terms)), terms["change"] > 0
+    colors = [ORANGE if up else BLUE for up in rising]
+    axes.barh(places, terms["change"], color=colors, alpha=0.75)
+    axes.hlines(places, terms["low"], terms["high"], color="black", linewidth=1.5)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(places, list(terms.index))
+    axes.invert_yaxis()
+    axes.set(xlabel="change of the share of rubrics with this word, points (line: 95 % interval)")
+    return figure
+
+
+def plot_spaces(places: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """Expert and synthetic pairs on one map a space. Columns: kind, and x and y of every space in `titles`."""
+    figure, panels = plt.subplots(1, len(titles), figsize=(4.5 * len(titles), 4), layout="constrained", squeeze=False)
+    for axes, (space, title) in zip(panels[0], titles.items(), strict=True):
+        for kind, marker, color in (("synthetic", "o", BLUE), ("expert", "^", ORANGE)):
+            rows = places[places["kind"] == kind]
+            size = 22 if kind == "expert" else 12
+            axes.scatter(rows[f"{space}_x"], rows[f"{space}_y"], s=size, marker=marker, color=color, alpha=0.7,
+                         edgecolors="none", label=kind)  # fmt: skip
+        axes.set(title=title, xticks=[], yticks=[], xlabel="UMAP (distances are not to scale)")
+    panels[0][0].legend(frameon=False)
+    return figure
+
+
+def plot_training(log: pd.DataFrame) -> Figure:
+    """Influence on both sets of questions, shares of rubrics, and what is covered, by step: means over seeds.
+
+    Columns: seed, step, influence, guard_influence, valid, distinct_rubrics, covered_directions.
     """
     mean = log.groupby("step").mean()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     for _, rows in log.groupby("seed"):
         left.plot(rows["step"], rows["influence"], color=BLUE, alpha=0.25, linewidth=1)
-        left.plot(rows["step"], rows["guard_influence"], color=ORANGE, alpha=0.25, linewidth=1)
+        left.plot(rows["step"], rows["guard_influence"], color=ORANGE, alpha=0.25, linewidth=1, linestyle="--")
     left.plot(mean.index, mean["influence"], color=BLUE, label="validation (rewarded)")
-    left.plot(mean.index, mean["guard_influence"], color=ORANGE, label="guard (never rewarded)")
+    left.plot(mean.index, mean["guard_influence"], color=ORANGE, linestyle="--", label="guard (never rewarded)")
     left.axhline(0, color=GREY, linewidth=1)
-    left.set(xlabel="step", ylabel="influence")
+    left.set(title="Influence of a step's pairs", xlabel="step", ylabel="influence")
     left.legend(frameon=False)
-    right.plot(mean.index, mean["valid"], color=BLUE, label="valid")
-    right.plot(mean.index, mean["distinct_rubrics"], color=ORANGE, label="distinct wordings")
-    right.set(xlabel="step", ylabel="share of rubrics", ylim=(0, 1.02))
-    right.legend(frameon=False)
+    middle.plot(mean.index, 100 * mean["valid"], color=BLUE, label="that led to valid pairs")
+    middle.plot(mean.index, 100 * mean["distinct_rubrics"], color=ORANGE, linestyle="--", label="distinct wordings")
+    middle.set(title="Shares of a step's rubrics", xlabel="step", ylabel="%", ylim=(0, 102))
+    middle.legend(frameon=False)
+    right.plot(mean.index, mean["covered_directions"], color=BLUE)
+    right.set(title="Equal directions that a step covers", xlabel="step", ylabel="directions", ylim=(0, None))
     return figure
 
 
@@ -116,4 +174,23 @@ def plot_exam(results: dict) -> Figure:
         dotted = "; dotted: chance"
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm, _ in arms])
     axes.set(xlabel=f"exam, {unit.name} (line: 95 % interval; dots: seeds{dotted})")
+    return figure
+
+
+def plot_tokens(tokens: pd.DataFrame, column: str, title: str, unit: str) -> Figure:
+    """What each token of an answer contributed to a score, in reading order: bars, hatched where it is negative.
+
+    Columns: token, and `column`, which is in `unit`.
+    """
+    figure, axes = plt.subplots(figsize=(max(5, 0.26 * len(tokens) + 1.2), 3.8), layout="constrained")
+    values = tokens[column].to_numpy()
+    for place, value in enumerate(values):
+        negative = value < 0
+        axes.bar(
+            place, value, width=0.75, color=ORANGE if negative else BLUE, hatch="///" if negative else None, ec="white"
+        )
+    axes.axhline(0, color="black", linewidth=1)
+    # A tokenizer's blanks and line breaks would not be seen.
+    axes.set_xticks(range(len(values)), [repr(token)[1:-1] for token in tokens["token"]], rotation=90)
+    axes.set(ylabel=f"contribution\n({unit})", title=title, xlim=(-0.7, len(values) - 0.3))
     return figure

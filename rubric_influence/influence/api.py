@@ -1,6 +1,7 @@
 """From a checkpoint and two lists of pairs to a ranked table in three calls: load_target, PairScorer, rank_pairs.
 
-A pair is a (question, answer) tuple or an object with .question and .answer.
+A fourth, explain_pair, tells what each token of a pair's answer contributed. A pair is a (question, answer) tuple or an
+object with .question and .answer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,8 @@ from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.grouping import group_by_embedding
 from rubric_influence.influence.moments import AdamMoments
 from rubric_influence.influence.scorers import Estimator, combine, open_scorer
-from rubric_influence.models.examples import Example, encode
+from rubric_influence.influence.tokens import split_score
+from rubric_influence.models.examples import IGNORED, Example, encode
 from rubric_influence.models.loading import load_tokenizer
 
 WHOLE = "influence"  # the column along the gradient of all validation pairs
@@ -137,6 +139,31 @@ def rank_pairs(scorer: PairScorer | Sequence[PairScorer], pairs: Iterable[Pair])
     table = pd.DataFrame([split_pair(pair) for pair in pairs], columns=["question", "answer"])
     table = table.join(pd.DataFrame(scores.numpy(), columns=scorers[0].names))
     return table.sort_values(WHOLE, ascending=False, kind="stable")
+
+
+@dataclass(frozen=True)
+class PairExplanation:
+    """What a pair's scores are made of: `tokens` and `offset` sum to them, in their unit.
+
+    tokens: a row for each token of the answer, in order, what ends its turn included: `token`, its text, and what it
+        contributed to each of the scorer's columns.
+    offset: by column, what the optimizer's momentum does whatever the pair is; 0 where the score leaves momentum out.
+    """
+
+    tokens: pd.DataFrame
+    offset: pd.Series
+
+
+def explain_pair(scorer: PairScorer, pair: Pair) -> PairExplanation:
+    """How much each answer token contributed to a pair's scores at the scorer's checkpoint (influence.tokens).
+
+    Raises ValueError as Target.encode and tokens.split_score do, for the forward estimator above all.
+    """
+    (example,) = scorer.target.encode([pair])
+    contributions, offset = split_score(scorer.scorer, example)
+    texts = [scorer.target.tokenizer.decode([label]) for label in example.labels[1:] if label != IGNORED]
+    table = pd.DataFrame({"token": texts}).join(pd.DataFrame(contributions.numpy(), columns=scorer.names))
+    return PairExplanation(table, pd.Series(offset.numpy(), index=scorer.names))
 
 
 def split_pair(pair: Pair) -> tuple[str, str]:

@@ -30,14 +30,22 @@ def validation_gradients(
         raise ValueError(f"{len(examples)} validation examples and {len(groups)} groups; give one group per example")
     names = sorted(set(groups))
     shares = torch.tensor([[1.0 if group == name else 0.0 for group in groups] for name in names])
-    shares = (shares / shares.sum(dim=1, keepdim=True)).to(device_of(model))  # [k, n]
-    out = torch.zeros(len(names), count_parameters(model), device=shares.device)
+    summed = sum_gradients(model, examples, shares / shares.sum(dim=1, keepdim=True), batch_tokens)
+    return dict(zip(names, check_finite(summed, "validation gradient"), strict=True))
+
+
+def sum_gradients(
+    model: nn.Module, examples: Sequence[Example], weights_kn: torch.Tensor, batch_tokens: int
+) -> torch.Tensor:
+    """Sums of the examples' gradients by weights, [k, d], fp32, on the model's device."""
+    weights_kn = weights_kn.to(device_of(model))
+    out_kd = torch.zeros(len(weights_kn), count_parameters(model), device=weights_kn.device)
 
     def visit(rows: torch.Tensor, span: slice, gradients: torch.Tensor) -> None:
-        out[:, span] += shares[:, rows] @ gradients
+        out_kd[:, span] += weights_kn[:, rows] @ gradients
 
     sweep_gradients(model, examples, batch_tokens, visit)
-    return dict(zip(names, check_finite(out, "validation gradient"), strict=True))
+    return out_kd
 
 
 def cluster_embeddings(embeddings: torch.Tensor, clusters: int, seed: int) -> list[int]:

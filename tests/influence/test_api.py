@@ -219,7 +219,7 @@ def test_what_is_no_target_or_checkpoint_is_named(inputs):
 
 
 def test_every_public_name_is_there_and_documented():
-    assert sorted(library.__all__) == sorted(set(library.__all__)) and len(library.__all__) == 8
+    assert sorted(library.__all__) == sorted(set(library.__all__)) and len(library.__all__) == 9
     assert all(getattr(library, name).__doc__ for name in library.__all__)
 
 

@@ -36,6 +36,7 @@ from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.embeddings import embedding_similarity
 from rubric_influence.influence.scorers import open_scorer
+from rubric_influence.influence.spaces import compare_spaces
 from rubric_influence.models.embedders import Embed, load_embedder
 from rubric_influence.models.losses import sweep_losses
 from rubric_influence.synthesis.outcomes import JudgedLedger
@@ -127,8 +128,8 @@ def predict(
 ) -> Figures:
     """What might predict a gain: influence, along several gradients, similarity, the pair's own loss and length.
 
-    What is computed is kept in the journal, with HALVES, the cosine of the gradients of two halves of the validation
-    questions: 1 where they agree on a direction.
+    What is computed is kept in the journal, with HALVES: for each direction, the cosine of the gradients of two halves
+    of the validation questions, 1 where they agree.
     """
     tokens, embedder = config.influence.batch_tokens, config.quality.embedder
     examples, asked = target.encode(candidates), target.encode(validation)
@@ -137,10 +138,13 @@ def predict(
     def find_directions() -> torch.Tensor:
         """The gradients of the right answers' loss, of the contrast, and of the contrast by length: [3, d]."""
         groups = [str(place % 2) for place in range(len(asked))]
-        halves = torch.stack([*validation_gradients(target.model, asked, groups, tokens).values()])
-        journal.add(HALVES, tidy(torch.cosine_similarity(*halves, dim=0).item()))
-        shares = torch.tensor([groups.count("0"), groups.count("1")]) / len(groups)
-        return torch.cat([(shares.to(halves) @ halves)[None], contrast_gradients(target, validation, tokens)])
+        likelihood_2d = torch.stack([*validation_gradients(target.model, asked, groups, tokens).values()])
+        contrast_22d = contrast_gradients(target, validation, 2, tokens)
+        halves_23d = torch.cat([likelihood_2d[:, None], contrast_22d], dim=1)
+        agreed = torch.cosine_similarity(*halves_23d, dim=1).tolist()
+        journal.add(HALVES, {name: tidy(cosine) for name, cosine in zip(AIMED, agreed, strict=True)})
+        shares_2 = torch.tensor([groups.count("0"), groups.count("1")]) / len(groups)
+        return torch.einsum("h,hkd->kd", shares_2.to(halves_23d), halves_23d)
 
     def score(estimator: str, normalise: bool, directions: int = 1) -> np.ndarray:
         settings = {"momentum": False, "batch_tokens": tokens, "normalise": normalise}
@@ -163,6 +167,18 @@ def predict(
             for name, values in zip(names, measure(), strict=True):
                 journal.add(name, values.tolist())
     return {name: np.array(journal[name]) for names in measures for name in names}
+
+
+def compare_pools(config: Config, target: Target, case: Case, journal: Journal) -> dict[str, dict]:
+    """How far each pool lies from as many validation questions, by embeddings and by gradients; kept in the journal."""
+    tokens, seed = config.influence.batch_tokens, config.seeds[0]
+    order = np.random.default_rng(seed).permutation(len(case.validation))
+    expert = target.encode([case.validation[place] for place in order[: len(case.pools[TEACHER])]])
+    for pool, pairs in tqdm(case.pools.items(), desc="spaces"):
+        if f"spaces, {pool}" not in journal:
+            found = compare_spaces(target.model, expert, target.encode(pairs), tokens, seed)
+            journal.add(f"spaces, {pool}", found.report())
+    return {pool: journal[f"spaces, {pool}"] for pool in case.pools}
 
 
 def compare_meanings(embed: Embed, candidates: Sequence[Answered], validation: Sequence[ExamItem]) -> np.ndarray:
@@ -195,8 +211,9 @@ def train_sets(
 def measure_gate(config: Config) -> dict:
     """All figures of a profile's gate. Resumes where it was stopped.
 
-    pools: the mean of every prediction, and a false pool's place among them. teacher, mixed: for each gain, R² and
-    rank correlation of every prediction's mean over a set, with 95 % intervals.
+    pools: the mean of every prediction, and a false pool's place among them. spaces: how each pool lies beside the
+    validation questions (SpaceComparison). teacher, mixed: for each gain, R² and rank correlation of every prediction's
+    mean over a set, with 95 % intervals.
     """
     folder = scratch_folder("textbooks", "gate", config.model_dump_json(exclude=NOT_OF_GATES))
     case = make_case(config, folder)
@@ -218,6 +235,7 @@ def measure_gate(config: Config) -> dict:
             pool: {name: tidy(values[place * size :][:size].mean()) for name, values in found.items()}
             for place, pool in enumerate(POOLS)
         },
+        "spaces": compare_pools(config, target, case, journal),
     }
     for draw, sets in draws.items():
         gains = train_sets(config, target, case, candidates, sets, journal)

@@ -14,6 +14,11 @@ from benchmarks.textbooks.gate import DRAWS, GAINS, POOLS
 from benchmarks.textbooks.runs import BASELINE, MEASURES, PASSAGE_NATS
 
 SHOWN_KINDS = 6
+SPACES = {
+    "embedding_mixing": "mixing by embeddings",
+    "gradient_mixing": "mixing by gradients",
+    "agreement": "rank correlation of the two cosines",
+}
 
 
 def show(mean: float, bounds: list[float], digits: int = 2) -> str:
@@ -34,7 +39,12 @@ def tabulate_gate(found: dict) -> list[str]:
         means = [f"{found[draw][gain]['mean_gain']:+.4f} nats" for gain, figure in columns if figure == "r2"]
         lines += [render([header, *rows]), "", f"Gains on average: {' and '.join(means)}.", ""]
     pools = [[name, *(f"{found['pools'][pool][name]:.4g}" for pool in POOLS)] for name in names]
-    return [*lines, render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools])]
+    lines += [render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools]), ""]
+    spaces = [
+        [name, *(show(found["spaces"][pool][key], found["spaces"][pool][f"{key}_ci95"]) for pool in POOLS)]
+        for key, name in SPACES.items()
+    ]
+    return [*lines, render([["beside validation questions", *POOLS], *spaces])]
 
 
 def tabulate_run(entry: dict) -> list[str]:

@@ -46,8 +46,15 @@ def shift(model, step):
         parameter.data += part.view_as(parameter)
 
 
+def test_parts_are_of_their_own_items(target):
+    first, second = contrast_gradients(target, ITEMS, parts=2, batch_tokens=200)
+    assert torch.allclose(first, contrast_gradients(target, ITEMS[:1], parts=1, batch_tokens=200)[0], atol=1e-6)
+    whole = contrast_gradients(target, ITEMS, parts=1, batch_tokens=200)[0]
+    assert torch.allclose((first + second) / 2, whole, atol=1e-6)
+
+
 def test_gradients_are_the_slopes_of_both_objectives(target):
-    gradients = contrast_gradients(target, ITEMS, batch_tokens=200).double()
+    gradients = contrast_gradients(target, ITEMS, parts=1, batch_tokens=200)[0].double()
     step = 1e-5 * torch.randn(gradients.shape[1], generator=torch.Generator().manual_seed(0)).double()
     shift(target.model, step)
     above = measure_objectives(target)

@@ -61,7 +61,7 @@ def test_a_gate_has_every_figure_and_goes_on_where_it_was_stopped(configure, tmp
             assert set(figures) == {"mean_gain", *names}
             assert all(0 <= figures[name]["r2"] <= 1 for name in names)
     assert found["influence_r2"] == found["teacher"]["answer_nats"]["influence"]["r2"]
-    assert -1 <= found["halves_cosine"] <= 1
+    assert all(-1 <= found["halves_cosine"][name] <= 1 for name in ("influence", "contrast", "contrast_by_length"))
     tables = describe({"gate": {"lakes/tiny": found}, "runs": {}})
     assert all(tables.count(f"| {name} |") == 3 for name in names)
 

@@ -15,6 +15,7 @@ from rubric_influence.core.fingerprints import fingerprint
 from rubric_influence.core.paths import DOCUMENTS, EXAM, FINAL, GENERATORS, METRICS, WARMUP, list_arms, seed_folder
 from rubric_influence.core.records import Document, ExamItem, QAPair, Rubric, content_id, keep_valid
 from rubric_influence.core.seeds import seed_final_rubrics
+from rubric_influence.core.text import count_words
 from rubric_influence.data.contamination import ContaminationIndex
 from rubric_influence.engines.base import Engine
 from rubric_influence.influence.embeddings import embed
@@ -22,13 +23,15 @@ from rubric_influence.models.embedders import Embed, load_embedder
 from rubric_influence.models.examples import Example
 from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
-from rubric_influence.pipeline.sets import ArmSet
+from rubric_influence.pipeline.sets import ArmSet, read_pairs
 from rubric_influence.pipeline.writers import open_writers
 from rubric_influence.rl.scores import GUARD, VALIDATION
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.synthesis import writing
 from rubric_influence.synthesis.screening import Flags, Screen, count_flags, remove_flagged
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS, PairTask, SynthesisContext, identify
+
+SHOWN = {"near_duplicate": "near duplicates", "exam_words": "with words of the exam"}
 
 
 class Writers(NamedTuple):
@@ -50,6 +53,29 @@ def make_final_sets(config: Config) -> pd.DataFrame:
     write_json(METRICS / "final.json", {"arms": counts, "ledger": ledgers})
     kept = {arm: {name: row["quality"]["kept"] for name, row in by_seed.items()} for arm, by_seed in counts.items()}
     return pd.DataFrame.from_dict(kept, orient="index").rename_axis(index="arm", columns="seed")
+
+
+def tabulate_sets(config: Config) -> pd.DataFrame:
+    """What each arm's valid pairs are like, over all seeds: a row an arm.
+
+    pairs; valid: of those asked for, %; distinct questions, near duplicates and pairs with words of the exam, % of the
+    valid ones; words of a question and of an answer, on average.
+    """
+    counts = json.loads((METRICS / "final.json").read_text(encoding="utf-8"))["arms"]
+    rows = {}
+    for arm, by_seed in counts.items():
+        asked, valid = (sum(row["pairs"][name] for row in by_seed.values()) for name in ("requested", "valid"))
+        flagged = {name: sum(row["quality"]["flagged"].get(name, 0) for row in by_seed.values()) for name in SHOWN}
+        pairs = [pair for seed in config.seeds for pair in read_pairs(FINAL / arm, seed)]
+        rows[arm] = {
+            "pairs": len(pairs),
+            "valid %": 100 * valid / asked,
+            "distinct questions %": 100 * sum(row["distinct_questions"] for row in by_seed.values()) / len(pairs),
+            **{f"{label} %": 100 * flagged[name] / valid for name, label in SHOWN.items()},
+            "words of a question": np.mean([count_words(pair.question) for pair in pairs]),
+            "words of an answer": np.mean([count_words(pair.answer) for pair in pairs]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
 def make_final_set(config: Config, seed: int) -> tuple[dict[str, dict], dict[str, dict]]:

@@ -1,16 +1,23 @@
-"""Stage 4: the influence of every initial pair on the warmed-up target."""
+"""Stage 4: the influence of every initial pair on the warmed-up target, and where pairs lie beside expert questions."""
 
+import numpy as np
 import pandas as pd
 
 from rubric_influence.core.config import Config
 from rubric_influence.core.files import read_records, write_json
 from rubric_influence.core.paths import EXAM, INFLUENCE, INITIAL, METRICS, WARMUP, seed_folder
-from rubric_influence.core.records import ExamItem
+from rubric_influence.core.records import Answered, ExamItem, keep_valid
+from rubric_influence.influence.spaces import SpaceComparison, compare_spaces, draw_map
+from rubric_influence.models.examples import encode
+from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.pipeline.sets import read_pairs, read_rubrics
 from rubric_influence.pipeline.stages.warmup import choose_pairs
 from rubric_influence.rl.scores import GUARD, VALIDATION, stack_scores
 from rubric_influence.rl.scoring import TargetScorer
+from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
+
+SHOWN = 150  # at most so many pairs of a kind are compared
 
 
 def score_initial_sets(config: Config) -> pd.DataFrame:
@@ -55,3 +62,28 @@ def tabulate_extremes(scores: pd.DataFrame, count: int) -> pd.DataFrame:
     """The pairs with the highest and the lowest influence."""
     ranked = scores.sort_values(VALIDATION, ascending=False, kind="stable")
     return pd.concat([ranked.head(count), ranked.tail(count)])[[VALIDATION, "rubric", "question", "answer"]]
+
+
+def compare_initial_spaces(config: Config) -> tuple[SpaceComparison, pd.DataFrame]:
+    """Validation questions beside initial pairs, of the first seed: numbers, and a row a pair with its place on maps.
+
+    Columns: kind (expert, synthetic), question, answer, and x and y in either space; also written to
+    data/influence/spaces.parquet, the numbers to metrics/spaces.json.
+    """
+    seed, tokens, rng = config.seeds[0], config.influence.batch_tokens, np.random.default_rng(config.seeds[0])
+    validation = [item for item in read_records(EXAM, ExamItem) if item.split == VALIDATION]
+    kinds: dict[str, list[Answered]] = {"expert": [*validation], "synthetic": [*keep_valid(read_pairs(INITIAL, seed))]}
+    drawn = {kind: [pairs[row] for row in sorted(rng.permutation(len(pairs))[:SHOWN])] for kind, pairs in kinds.items()}
+    tokenizer, template, limit = load_tokenizer(config.models.target), config.prompts.answer, config.warmup.max_tokens
+    expert, synthetic = (
+        [encode(tokenizer, pair.question, pair.answer, template, limit) for pair in pairs] for pairs in drawn.values()
+    )
+    model = load_fine_tuned(config.models.target, list_checkpoints(seed_folder(WARMUP, seed))[-1])
+    found = compare_spaces(model, expert, synthetic, tokens, seed)
+    rows = [(kind, pair.question, pair.answer) for kind, pairs in drawn.items() for pair in pairs]
+    maps = {"embedding": draw_map(found.embedding_nn, seed), "gradient": draw_map(found.gradient_nn, seed)}
+    places = pd.DataFrame(np.hstack([*maps.values()]), columns=[f"{space}_{axis}" for space in maps for axis in "xy"])
+    table = pd.DataFrame(rows, columns=["kind", "question", "answer"]).join(places)
+    table.to_parquet(INFLUENCE / "spaces.parquet", index=False)
+    write_json(METRICS / "spaces.json", found.report())
+    return found, table

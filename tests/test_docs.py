@@ -270,7 +270,7 @@ def test_what_is_not_there_is_found(find, right, wrong):
 
 
 def read_floors(text: str) -> tuple[dict[str, set[str]], list[str]]:
-    """The README's tree of the package: floor -> packages, and the modules of a package that are not there."""
+    """CONTRIBUTING's tree of the package: floor -> packages, and the modules of a package that are not there."""
     block = re.search(r"^    rubric_influence/\n((?:    .*\n)+)", text, re.MULTILINE).group(1)
     floors: dict[str, set[str]] = {}
     missing, floor, package = [], "", ""
@@ -283,17 +283,12 @@ def read_floors(text: str) -> tuple[dict[str, set[str]], list[str]]:
     return floors, missing
 
 
-def test_the_readmes_floors_are_import_linters_and_name_modules_that_are_there():
-    floors, missing = read_floors(read(ROOT / "README.md"))
+def test_contributings_floors_are_import_linters_and_name_modules_that_are_there():
+    floors, missing = read_floors(read(ROOT / "CONTRIBUTING.md"))
     contracts = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
     (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
     assert not missing
     assert floors == {str(len(layers) - place): set(layer.split(" | ")) for place, layer in enumerate(layers)}
-
-
-def test_contributings_floors_are_the_readmes():
-    rows = re.findall(r"^\| (\d) \| (.*?) \|", read(ROOT / "CONTRIBUTING.md"), re.MULTILINE)
-    assert {floor: set(re.findall(r"\w+", cell)) for floor, cell in rows} == read_floors(read(ROOT / "README.md"))[0]
 
 
 def test_a_module_that_the_tree_names_and_the_package_lacks_is_found():
@@ -301,3 +296,44 @@ def test_a_module_that_the_tree_names_and_the_package_lacks_is_found():
         "    rubric_influence/\n    2 rl/   rewards.py: x; stages/: y\n    1 core/ records.py,\n            record.py\n"
     )
     assert read_floors(tree) == ({"2": {"rl"}, "1": {"core"}}, ["stages/", "record.py"])
+
+
+def list_texts(path: Path) -> Iterator[str]:
+    """The strings of a module, whatever is filled into them being …."""
+    for node in ast.walk(ast.parse(read(path))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+
+
+def list_messages(text: str) -> list[str]:
+    """The messages that a page quotes; … stands for what differs from case to case."""
+    quotes = re.findall(r"^> .*(?:\n> .*)*", text, re.MULTILINE)
+    return [" ".join(line.removeprefix("> ") for line in quote.splitlines()) for quote in quotes]
+
+
+def is_said(message: str, texts: list[str]) -> bool:
+    words = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+    return any(words.search(text) for text in texts)
+
+
+TEXTS = [text for path in (ROOT / "rubric_influence").rglob("*.py") for text in list_texts(path)]
+TEXTS.append(re.sub(r'" \\\n\s*"', " ", read(ROOT / "Makefile")))
+
+
+@pytest.mark.parametrize("message", list_messages(read(ROOT / "docs/troubleshooting.md")))
+def test_a_message_that_is_explained_is_one_of_the_codes(message):
+    assert len(re.sub("[^a-z]", "", message)) > 15, "too little of it is fixed to be found"
+    assert is_said(message, TEXTS)
+
+
+def test_the_likeliest_messages_are_explained():
+    assert len(list_messages(read(ROOT / "docs/troubleshooting.md"))) >= 12
+
+
+def test_a_message_that_the_code_no_longer_gives_is_found():
+    assert list_messages("> no model\n> at …\n\nText\n\n> b") == ["no model at …", "b"]
+    assert is_said("no model folder at …; check the path", TEXTS)
+    assert not is_said("no model folder at …; look the path up", TEXTS)
+    assert not is_said("no model … mend the file", ["no model folder", "mend the file"])

@@ -61,6 +61,7 @@ AIMED = ("influence", *CONTRASTS)  # by one estimator, in the order of find_dire
 PREDICTIONS = (*SCORES, *CONTRASTS, "similarity", "loss", "length")
 BY_MEANING = "embedder_similarity"  # one more, where the profile names quality.embedder
 HALVES = "halves_cosine"
+COMPARED = 100
 Figures = dict[str, np.ndarray]  # name -> [candidates]
 
 
@@ -170,13 +171,13 @@ def predict(
 
 
 def compare_pools(config: Config, target: Target, case: Case, journal: Journal) -> dict[str, dict]:
-    """How far each pool lies from as many validation questions, by embeddings and by gradients; kept in the journal."""
+    """How COMPARED pairs of each pool lie beside as many validation questions; kept in the journal."""
     tokens, seed = config.influence.batch_tokens, config.seeds[0]
     order = np.random.default_rng(seed).permutation(len(case.validation))
-    expert = target.encode([case.validation[place] for place in order[: len(case.pools[TEACHER])]])
+    expert = target.encode([case.validation[place] for place in order[:COMPARED]])
     for pool, pairs in tqdm(case.pools.items(), desc="spaces"):
         if f"spaces, {pool}" not in journal:
-            found = compare_spaces(target.model, expert, target.encode(pairs), tokens, seed)
+            found = compare_spaces(target.model, expert, target.encode(pairs[:COMPARED]), tokens, seed)
             journal.add(f"spaces, {pool}", found.report())
     return {pool: journal[f"spaces, {pool}"] for pool in case.pools}
 

@@ -72,12 +72,15 @@ def compare_spaces(
 def gradient_cosines(model: nn.Module, examples: list[Example], batch_tokens: int) -> torch.Tensor:
     """The cosines of the samples' gradients with each other, [n, n], fp32, on the CPU. No gradient is projected.
 
-    As many gradients as HELD allows are held at once, and all samples are swept for each such block.
+    As many gradients as HELD allows are held at once, and the samples from there on are swept for each such block.
     Raises ValueError naming the first sample whose gradient is zero or not finite.
     """
     block = max(1, HELD // count_parameters(model))
-    blocks = [examples[start : start + block] for start in range(0, len(examples), block)]
-    gram_nn = torch.cat([dot_gradients(model, held, examples, batch_tokens) for held in blocks])
+    gram_nn = torch.zeros(len(examples), len(examples))
+    for start in range(0, len(examples), block):
+        part_bn = dot_gradients(model, examples[start : start + block], examples[start:], batch_tokens)
+        rows = slice(start, start + block)
+        gram_nn[rows, start:], gram_nn[start:, rows] = part_bn, part_bn.T
     norms_n1 = check_finite(gram_nn.diagonal()[:, None].sqrt(), "gradient norm")
     if zero := (norms_n1 == 0).flatten().nonzero().flatten().tolist():
         raise ValueError(f"the gradient of sample {zero[0]} is zero, so it has no direction; leave it out")

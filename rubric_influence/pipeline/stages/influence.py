@@ -7,7 +7,7 @@ from rubric_influence.core.config import Config
 from rubric_influence.core.files import read_records, write_json
 from rubric_influence.core.paths import EXAM, INFLUENCE, INITIAL, METRICS, WARMUP, seed_folder
 from rubric_influence.core.records import Answered, ExamItem, keep_valid
-from rubric_influence.influence.spaces import SpaceComparison, compare_spaces, draw_map
+from rubric_influence.influence.spaces import FEWEST, SpaceComparison, compare_spaces, draw_map
 from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.jobs import run_seeds
@@ -64,15 +64,19 @@ def tabulate_extremes(scores: pd.DataFrame, count: int) -> pd.DataFrame:
     return pd.concat([ranked.head(count), ranked.tail(count)])[[VALIDATION, "rubric", "question", "answer"]]
 
 
-def compare_initial_spaces(config: Config) -> tuple[SpaceComparison, pd.DataFrame]:
+def compare_initial_spaces(config: Config) -> tuple[SpaceComparison, pd.DataFrame] | None:
     """Validation questions beside initial pairs, of the first seed: numbers, and a row a pair with its place on maps.
 
     Columns: kind (expert, synthetic), question, answer, and x and y in either space; also written to
-    data/influence/spaces.parquet, the numbers to metrics/spaces.json.
+    data/influence/spaces.parquet, the numbers to metrics/spaces.json. None, and no numbers, where there are fewer than
+    spaces.FEWEST of a kind.
     """
     seed, tokens, rng = config.seeds[0], config.influence.batch_tokens, np.random.default_rng(config.seeds[0])
     validation = [item for item in read_records(EXAM, ExamItem) if item.split == VALIDATION]
     kinds: dict[str, list[Answered]] = {"expert": [*validation], "synthetic": [*keep_valid(read_pairs(INITIAL, seed))]}
+    if min(map(len, kinds.values())) < FEWEST:
+        write_json(METRICS / "spaces.json", {})
+        return None
     drawn = {kind: [pairs[row] for row in sorted(rng.permutation(len(pairs))[:SHOWN])] for kind, pairs in kinds.items()}
     tokenizer, template, limit = load_tokenizer(config.models.target), config.prompts.answer, config.warmup.max_tokens
     expert, synthetic = (

@@ -20,10 +20,10 @@ INK = {"results": "#1f2328", "results-dark": "#e6edf3"}  # file -> colour of tex
 PREDICTORS = {"influence": ORANGE, "similarity": BLUE}
 
 
-def read_agreements() -> dict[str, dict]:
+def read_agreements(root: Path) -> dict[str, dict]:
     """Where the gate was measured -> its figures: r2 and r2_ci95 of each predictor."""
-    lab = json.loads((ROOT / "metrics/gate.json").read_text(encoding="utf-8"))
-    books = json.loads((ROOT / "benchmarks/results/textbooks.json").read_text(encoding="utf-8"))["gate"]
+    lab = json.loads((root / "metrics/gate.json").read_text(encoding="utf-8"))
+    books = json.loads((root / "benchmarks/results/textbooks.json").read_text(encoding="utf-8"))["gate"]
     found = {"lab, medicine": {name: lab[name] for name in PREDICTORS}}
     for place, gate in books.items():
         book, target = place.split("/")
@@ -32,8 +32,8 @@ def read_agreements() -> dict[str, dict]:
     return found
 
 
-def draw_agreements(axes: Axes, ink: str) -> None:
-    found = read_agreements()
+def draw_agreements(axes: Axes, root: Path, ink: str) -> None:
+    found = read_agreements(root)
     for place, figures in enumerate(found.values()):
         for offset, (name, color) in zip((-0.2, 0.2), PREDICTORS.items(), strict=True):
             low, high = figures[name]["r2_ci95"]
@@ -46,8 +46,8 @@ def draw_agreements(axes: Axes, ink: str) -> None:
     axes.legend(frameon=False, loc="lower right", labelcolor=ink)
 
 
-def draw_exam(axes: Axes, ink: str) -> None:
-    results = read_results(ROOT / "metrics/evaluation.json")
+def draw_exam(axes: Axes, root: Path, ink: str) -> None:
+    results = read_results(root / "metrics/evaluation.json")
     unit = UNITS["accuracy"]
     arms = sorted(results["arms"].items(), key=lambda item: item[1]["mean"])
     for place, (arm, row) in enumerate(arms):
@@ -59,23 +59,26 @@ def draw_exam(axes: Axes, ink: str) -> None:
     axes.set_title("Rubrics trained on it pay, in the lab", loc="left")
 
 
-def draw(ink: str) -> Figure:
+def draw(root: Path, ink: str) -> Figure:
+    """The figure of the figures below `root`, in one colour of text and lines."""
     lines = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), ink)
-    with plt.rc_context(lines | {"svg.hashsalt": "results", "font.size": 10, "axes.titleweight": "bold"}):
+    with plt.rc_context(lines | {"font.size": 10, "axes.titleweight": "bold"}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained")
-        draw_agreements(left, ink)
-        draw_exam(right, ink)
+        draw_agreements(left, root, ink)
+        draw_exam(right, root, ink)
         for axes in (left, right):
             axes.set_facecolor("none")
             axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def main() -> None:
+def write_figures(root: Path, out: Path) -> None:
     for name, ink in INK.items():
         with plt.rc_context({"svg.hashsalt": "results"}):
-            draw(ink).savefig(ROOT / f"docs/{name}.svg", transparent=True, metadata={"Date": None, "Creator": None})
+            figure = draw(root, ink)
+            figure.savefig(out / f"{name}.svg", transparent=True, metadata={"Date": None, "Creator": None})
+            plt.close(figure)
 
 
 if __name__ == "__main__":
-    main()
+    write_figures(ROOT, ROOT / "docs")

@@ -39,12 +39,14 @@ def tabulate_gate(found: dict) -> list[str]:
         means = [f"{found[draw][gain]['mean_gain']:+.4f} nats" for gain, figure in columns if figure == "r2"]
         lines += [render([header, *rows]), "", f"Gains on average: {' and '.join(means)}.", ""]
     pools = [[name, *(f"{found['pools'][pool][name]:.4g}" for pool in POOLS)] for name in names]
-    lines += [render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools]), ""]
+    lines.append(render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools]))
+    if "spaces" not in found:  # a file of an earlier version
+        return lines
     spaces = [
         [name, *(show(found["spaces"][pool][key], found["spaces"][pool][f"{key}_ci95"]) for pool in POOLS)]
         for key, name in SPACES.items()
     ]
-    return [*lines, render([["beside validation questions", *POOLS], *spaces])]
+    return [*lines, "", render([["beside validation questions", *POOLS], *spaces])]
 
 
 def tabulate_run(entry: dict) -> list[str]:

@@ -28,7 +28,7 @@ from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, JudgedLedger
 from rubric_influence.synthesis.writing import SynthesisContext, follow_rubrics, write_pairs, write_rubrics
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
-ASKED, EXAMINED, RL_STEPS = 16, 16, 2  # rubrics and pairs; questions; steps, of which the first is not counted
+ASKED, EXAMINED, RL_STEPS = 48, 16, 2  # rubrics and pairs; questions; steps, of which the first is not counted
 FORWARD = 1 / 3  # a forward pass in units of a forward and a backward one (Kaplan et al. 2020, arXiv 2001.08361, 2.1)
 Made = TypeVar("Made")
 
@@ -58,7 +58,7 @@ def measure(work: Callable[[], Made]) -> tuple[Made, float]:
 
 
 def measure_rates(config: Config, corpus: Corpus) -> Rates:
-    """Rates on this machine with the profile's models; an endpoint is asked for about 16 pairs and two steps of RL.
+    """Rates on this machine with the profile's models; an endpoint is asked for 48 pairs and two steps of RL.
 
     Nothing is kept. Raises ValueError where too few valid pairs come back to go on with.
     """

@@ -23,7 +23,7 @@ from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.rubric_reward import Score
 from rubric_influence.rl.scores import Directions, Scores
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, JudgedLedger
+from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, open_ledger
 from rubric_influence.synthesis.writing import (
     SynthesisContext,
     deal_rubrics,
@@ -74,7 +74,7 @@ class SeedRun:
     def __init__(self, config: Config, documents: list[Document], exam: list[ExamItem], seed: int, folder: Path):
         self.config, self.documents, self.exam, self.seed, self.folder = config, documents, exam, seed, folder
         journal, settings = Journal(folder / "answers.jsonl"), config.synthesis
-        ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+        ledger = open_ledger(settings)
         self.context = SynthesisContext(config.prompts, settings, seed, journal, ledger)
         asked = ((config.models.teacher, PAIRS), (config.models.rubric_generator, RUBRICS))
         self.teacher, self.untrained = (

@@ -39,7 +39,7 @@ from rubric_influence.influence.scorers import open_scorer
 from rubric_influence.influence.spaces import compare_spaces
 from rubric_influence.models.embedders import Embed, load_embedder
 from rubric_influence.models.losses import sweep_losses
-from rubric_influence.synthesis.outcomes import JudgedLedger
+from rubric_influence.synthesis.outcomes import open_ledger
 from rubric_influence.synthesis.writing import PAIRS, SynthesisContext, deal_rubrics, follow_rubrics, write_pairs
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints
 
@@ -104,7 +104,7 @@ def make_case(config: Config, folder: Path) -> Case:
 def ask_teacher(config: Config, corpus: Corpus, folder: Path) -> list[QAPair]:
     """Valid pairs: budget.initial_pairs a document, by the profile's expert rubrics in turn."""
     settings = config.synthesis
-    ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+    ledger = open_ledger(settings)
     journal = Journal(folder / "answers.jsonl")
     teacher = open_engine(config.models.teacher, settings.batch_size, ledger=ledger, what=PAIRS, journal=journal)
     rubrics = deal_rubrics(config.prompts.expert_rubrics, "expert", corpus.documents, config.budget.initial_pairs)

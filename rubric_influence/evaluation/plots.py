@@ -58,11 +58,11 @@ def plot_pools(scores: pd.DataFrame, columns: dict[str, str]) -> Figure:
 def plot_gate(sets: pd.DataFrame, titles: dict[str, str]) -> Figure:
     """What each set of pairs gained against what was predicted, one panel per predictor of `titles`, a sign per seed.
 
-    Both are in deviations within their seed, as in the agreement that the gate judges by; the line is their regression.
+    `sets`: predictors and gain in deviations (stages.gate.standardise_sets); the line is their regression.
     """
     figure, panels = plt.subplots(1, len(titles), figsize=(4.5 * len(titles), 3.4), layout="constrained", sharey=True)
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
-        x, y = (sets.groupby("seed")[name].transform(deviate) for name in (column, "gain"))
+        x, y = sets[column], sets["gain"]
         for (seed, rows), marker, color in zip(sets.groupby("seed"), cycle("o^sDv"), cycle((BLUE, ORANGE, GREY))):
             axes.scatter(x[rows.index], y[rows.index], s=14, marker=marker, color=color, alpha=0.7, edgecolors="none",
                          label=seed)  # fmt: skip
@@ -73,12 +73,6 @@ def plot_gate(sets: pd.DataFrame, titles: dict[str, str]) -> Figure:
     panels[0].set_ylabel("gain of held-out questions (deviations)")
     panels[0].legend(frameon=False, title="seed")
     return figure
-
-
-def deviate(values: pd.Series) -> pd.Series:
-    """Values with mean 0 and deviation 1; 0 where they do not vary."""
-    spread = values.std(ddof=0)
-    return (values - values.mean()) / (spread if spread > 0 else 1.0)
 
 
 def plot_shift(influence: dict[str, pd.Series], unit: str) -> Figure:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import nn
 
+from rubric_influence.influence.checks.agreement import rank_correlate
 from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.gradients import check_finite, example_gradients, sweep_gradients
 from rubric_influence.influence.layers import count_parameters, device_of
@@ -114,12 +114,15 @@ def summarise_spaces(
 
     def mix(cosines_nn: np.ndarray) -> tuple[float, tuple[float, float]]:
         mixing_e = measure_mixing(cosines_nn, expert)
-        return float(mixing_e.mean()), find_ends([mixing_e[rows].mean() for rows, _ in draws])
+        return float(mixing_e.mean()), bound([mixing_e[rows].mean() for rows, _ in draws])
 
-    whole = rank_agreement(embedding_nn[:expert, expert:], gradient_nn[:expert, expert:])
-    drawn = [rank_agreement(embedding_nn[np.ix_(e, s)], gradient_nn[np.ix_(e, s)]) for e, s in draws]
+    def agree(expert_e: np.ndarray, synthetic_s: np.ndarray) -> float:
+        x, y = (cosines_nn[np.ix_(expert_e, synthetic_s)].ravel() for cosines_nn in (embedding_nn, gradient_nn))
+        return float(rank_correlate(x, y, axis=0))
+
+    whole, drawn = agree(np.arange(expert), np.arange(expert, total)), [agree(*drawn) for drawn in draws]
     return SpaceComparison(
-        embedding_nn, gradient_nn, expert, *mix(embedding_nn), *mix(gradient_nn), whole, find_ends(drawn)
+        embedding_nn, gradient_nn, expert, *mix(embedding_nn), *mix(gradient_nn), whole, bound(drawn)
     )
 
 
@@ -134,12 +137,8 @@ def measure_mixing(cosines_nn: np.ndarray, expert: int, neighbours: int = 10) ->
     return (nearest_ek >= expert).mean(axis=1) / expected
 
 
-def rank_agreement(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of two matrices' entries."""
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-
-
-def find_ends(values: list[float]) -> tuple[float, float]:
+def bound(values: list[float]) -> tuple[float, float]:
+    """The ends of the central 95 % of the values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 

@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.layers import device_of, scored_parameters
 from rubric_influence.influence.scorers import GradientScorer, Scorer
-from rubric_influence.models.examples import IGNORED, Example, collate
-from rubric_influence.models.losses import evaluated
+from rubric_influence.models.examples import Example, collate
+from rubric_influence.models.losses import evaluated, token_losses
 
 
 def split_score(scorer: Scorer, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,10 +88,6 @@ def token_derivatives(model: nn.Module, example: Example, direction_d: torch.Ten
 
     Raises ValueError for a model with an operation that has no forward derivative.
     """
-    batch, device = collate([example]), device_of(model)
-    targets = batch.pop("labels")[0, 1:]
-    places = (targets != IGNORED).nonzero().flatten()
-    inputs = {key: value.to(device) for key, value in batch.items()}
     parameters = scored_parameters(model)
     parts = direction_d.split([parameter.numel() for parameter in parameters.values()])
     with evaluated(model), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
@@ -100,17 +96,16 @@ def token_derivatives(model: nn.Module, example: Example, direction_d: torch.Ten
             for (name, parameter), part in zip(parameters.items(), parts, strict=True)
         }
         try:
-            out = functional_call(
-                model, duals, kwargs=inputs | {"logits_to_keep": places.to(device), "use_cache": False}
+            losses_1t = token_losses(
+                lambda **inputs: functional_call(model, duals, kwargs=inputs), collate([example]), device_of(model)
             )
         except NotImplementedError as error:
             raise ValueError(
                 f"the model has an operation without a forward derivative ({str(error).splitlines()[0]}); load it with "
                 'attn_implementation="sdpa" or "eager"'
             ) from None
-        losses = nn.functional.cross_entropy(out.logits[0].float(), targets[places].to(device), reduction="none")
-        slopes = forward_ad.unpack_dual(losses).tangent
-    return torch.zeros_like(losses) if slopes is None else slopes
+        slopes_1t = forward_ad.unpack_dual(losses_1t).tangent
+    return (torch.zeros_like(losses_1t) if slopes_1t is None else slopes_1t)[0]
 
 
 def check_sum(model: nn.Module, contributions_t: torch.Tensor, terms_d: torch.Tensor) -> None:

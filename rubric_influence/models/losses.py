@@ -1,6 +1,6 @@
 """The losses of samples, in batches of any lengths: training, influence, gate and exam share them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,17 +11,25 @@ from rubric_influence.models.examples import IGNORED, Example, collate
 
 def sample_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Each sample's mean loss over its labelled tokens, [b], fp32, in nats."""
-    targets = batch["labels"][:, 1:]
-    labelled = targets != IGNORED
-    columns = labelled.any(dim=0).nonzero().squeeze(1)  # logits are needed only where some sample has a label
     device = next(model.parameters()).device
+    labelled = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+    return token_losses(model, batch, device).sum(dim=1) / labelled.to(device)
+
+
+def token_losses(call: Callable, batch: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The losses of tokens at the t places where some sample has a label, [b, t], fp32, in nats; 0 where it has none.
+
+    `call`: a model on the device, or what takes the same inputs and gives the same output.
+    """
+    targets = batch["labels"][:, 1:]
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # logits are needed there alone
     inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
-    logits = model(**inputs, logits_to_keep=columns.to(device), use_cache=False).logits
+    logits = call(**inputs, logits_to_keep=columns.to(device), use_cache=False).logits
     targets = targets[:, columns].to(device)
     losses = nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.view_as(targets).sum(dim=1) / labelled.sum(dim=1).to(device)
+    return losses.view_as(targets)
 
 
 @torch.no_grad()

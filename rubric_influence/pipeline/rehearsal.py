@@ -24,7 +24,7 @@ from rubric_influence.pipeline.jobs import run_jobs
 from rubric_influence.pipeline.plan import Plan
 from rubric_influence.rl.grpo import train_rubric_generator
 from rubric_influence.rl.scoring import TargetScorer
-from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, JudgedLedger
+from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, open_ledger
 from rubric_influence.synthesis.writing import SynthesisContext, follow_rubrics, write_pairs, write_rubrics
 from rubric_influence.training.fine_tuning import TuningRun, fine_tune, list_checkpoints, load_fine_tuned
 
@@ -73,7 +73,7 @@ def rehearse(config: Config, corpus: Corpus, folder: Path) -> Rates:
     code = "import rubric_influence.pipeline.stages.generators"  # what a stage imports, nearly all of it PyTorch's
     _, start = measure(lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True))
     journal = Journal(folder / "answers.jsonl")
-    ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+    ledger = open_ledger(settings)
     context = SynthesisContext(config.prompts, settings, seed, journal, ledger)
     (generator, teacher), opened = measure(
         lambda: [

@@ -10,7 +10,7 @@ from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.core.scratch import answers_path, scratch_folder
 from rubric_influence.engines.base import Engine
 from rubric_influence.engines.open import open_engine
-from rubric_influence.synthesis.outcomes import JudgedLedger
+from rubric_influence.synthesis.outcomes import open_ledger
 from rubric_influence.synthesis.writing import SynthesisContext, identify
 
 
@@ -25,7 +25,7 @@ def open_writers(
     settings = config.synthesis
     identity = ([fingerprint(spec) for spec, _ in asked], config.prompts, identify(settings), seed)
     journal = Journal(scratch_folder(stage, *identity) / "answers.jsonl")
-    ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+    ledger = open_ledger(settings)
     kept = Journal(answers_path(stage, seed))
     engines = [open_engine(spec, settings.batch_size, journal=kept, ledger=ledger, what=what) for spec, what in asked]
     return engines, SynthesisContext(config.prompts, settings, seed, journal, ledger)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rubric_influence.core.checks import RunStopped
+from rubric_influence.core.config import Synthesis
 from rubric_influence.core.records import Written
 from rubric_influence.engines.base import Completion
 from rubric_influence.engines.ledger import Ledger
@@ -97,3 +98,8 @@ def describe_failure(what: str, model: str, tally: Tally, most: float) -> str:
         "settings, or raise synthesis.most_failures. All answers are kept: what is asked in the same way is not asked "
         "for again"
     )
+
+
+def open_ledger(settings: Synthesis) -> JudgedLedger:
+    """An empty ledger with the limits of a profile."""
+    return JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)

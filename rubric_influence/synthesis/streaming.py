@@ -30,7 +30,7 @@ from rubric_influence.data.corpora import count_skipped, tell_left_out
 from rubric_influence.data.documents import AS_NAMED, check_documents, each_document, locate
 from rubric_influence.engines.endpoint import EndpointEngine
 from rubric_influence.engines.open import open_engine
-from rubric_influence.synthesis.outcomes import JudgedLedger
+from rubric_influence.synthesis.outcomes import open_ledger
 from rubric_influence.synthesis.parsing import PARSER
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS, SynthesisContext, count_records, identify, write_set
 
@@ -47,7 +47,7 @@ def synthesise_corpus(
     """
     out, settings, shape = Path(out), config.synthesis, describe_run(config, seed)
     check_begun(out, shape)
-    ledger = JudgedLedger(settings.budget_usd, settings.budget_tokens, most_failures=settings.most_failures)
+    ledger = open_ledger(settings)
     generator = open_engine(config.models.rubric_generator, settings.batch_size, ledger=ledger, what=RUBRICS)
     teacher = open_engine(config.models.teacher, settings.batch_size, ledger=ledger, what=PAIRS)
     rest = iter(documents)

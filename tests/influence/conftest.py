@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
+from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.moments import capture_moments, save_moments
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
@@ -104,3 +106,19 @@ def inputs(tokenizer, tmp_path_factory):
     write_rows(folder / "validation.jsonl", draw_rows(6, 1, "v"))
     write_rows(folder / "samples.jsonl", draw_rows(20, 2, "s"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def directions(warmed, tokenizer):
+    """Two validation directions of the warmed-up model, [2, d]."""
+    model, _, _ = warmed
+    gradients = validation_gradients(model, draw_examples(tokenizer, 12, seed=9), ["a"] * 5 + ["b"] * 7, 300)
+    return torch.stack(list(gradients.values()))
+
+
+class Pair(nn.Module):
+    """LoRA of rank 1 on one number: two parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import LEARNING_RATE, build_lora_model, draw_examples, warm_up
+from conftest import LEARNING_RATE, Pair, build_lora_model, draw_examples, warm_up
 from peft import LoraConfig, get_peft_model
 from scipy.stats import spearmanr
 from torch import nn
@@ -23,26 +23,10 @@ def pairs(tokenizer):
     return draw_examples(tokenizer, 20, seed=5)
 
 
-@pytest.fixture(scope="module")
-def directions(warmed, tokenizer):
-    model, _, _ = warmed
-    validation = draw_examples(tokenizer, 12, seed=9)
-    gradients = validation_gradients(model, validation, ["a"] * 5 + ["b"] * 7, batch_tokens=300)
-    return torch.stack(list(gradients.values()))
-
-
 @pytest.fixture
 def scorer(warmed, directions):
     model, _, moments = warmed
     return GradientScorer(model, directions, moments, momentum=True, batch_tokens=300)
-
-
-class Pair(nn.Module):
-    """LoRA of rank 1 on one number: two parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
 
 
 @pytest.mark.parametrize(("momentum", "expected"), [(True, [16 / 21, -4 / 5]), (False, [4 / 7, -4 / 15])])

@@ -2,9 +2,8 @@ import copy
 
 import pytest
 import torch
-from conftest import draw_examples
+from conftest import Pair, draw_examples
 from peft import LoraConfig, get_peft_model
-from torch import nn
 
 from rubric_influence.influence.api import PairScorer, Target, explain_pair
 from rubric_influence.influence.checks.reference import reference_frozen_gamma, reference_gamma
@@ -25,24 +24,9 @@ def pairs(tokenizer):
     return draw_examples(tokenizer, 6, seed=5)
 
 
-@pytest.fixture(scope="module")
-def directions(warmed, tokenizer):
-    model, _, _ = warmed
-    gradients = validation_gradients(model, draw_examples(tokenizer, 12, seed=9), ["a"] * 5 + ["b"] * 7, 300)
-    return torch.stack(list(gradients.values()))
-
-
 def open_for(warmed, directions, estimator="adam", momentum=False, normalise=False, batch_tokens=300, model=None):
     settings = dict(momentum=momentum, normalise=normalise, batch_tokens=batch_tokens)
     return open_scorer(estimator, model or warmed[0], directions, warmed[2], **settings)
-
-
-class Pair(nn.Module):
-    """LoRA of rank 1 on one number: two parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
 
 
 @pytest.mark.parametrize(("momentum", "slope"), [(True, 148 / 1485), (False, 4 / 33)])

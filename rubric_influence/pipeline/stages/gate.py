@@ -6,7 +6,6 @@ loss of held-out (guard) questions is then. Where gains do not follow the sets' 
 
 import json
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -81,16 +80,17 @@ def train_sets(config: Config, seed: int) -> pd.DataFrame:
     return pd.DataFrame({"seed": seed, "set": range(len(sets)), **means, "gain": gains})
 
 
-def agree_over_seeds(table: pd.DataFrame, column: str) -> Agreement:
-    """The agreement of a column with the gain over all seeds' sets, both standardised within each seed.
+def standardise_sets(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of sets with predictors and gain in deviations within each seed: targets of seeds share no scale."""
+    columns = [*PREDICTORS, "gain"]
+    deviations = table.groupby("seed")[columns].transform(lambda values: standardise(values.to_numpy()))
+    return table.assign(**{name: deviations[name] for name in columns})
 
-    Seeds differ in their targets, whose gains are on no common scale.
-    """
-    parts = [rows for _, rows in table.groupby("seed")]
-    predicted, gained = (
-        np.concatenate([standardise(rows[name].to_numpy()) for rows in parts]).tolist() for name in (column, "gain")
-    )
-    return measure_agreement(predicted, gained, seed=0)
+
+def agree_over_seeds(table: pd.DataFrame, column: str) -> Agreement:
+    """The agreement of a column with the gain over all seeds' sets, in deviations within each seed."""
+    sets = standardise_sets(table)
+    return measure_agreement(sets[column].tolist(), sets["gain"].tolist(), seed=0)
 
 
 def judge_gate(config: Config, table: pd.DataFrame) -> dict:

@@ -40,8 +40,6 @@ def tabulate_gate(found: dict) -> list[str]:
         lines += [render([header, *rows]), "", f"Gains on average: {' and '.join(means)}.", ""]
     pools = [[name, *(f"{found['pools'][pool][name]:.4g}" for pool in POOLS)] for name in names]
     lines.append(render([[f"mean over {found['pairs_a_pool']} pairs", *POOLS], *pools]))
-    if "spaces" not in found:  # a file of an earlier version
-        return lines
     spaces = [
         [name, *(show(found["spaces"][pool][key], found["spaces"][pool][f"{key}_ci95"]) for pool in POOLS)]
         for key, name in SPACES.items()

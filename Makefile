@@ -4,7 +4,7 @@
 # make setup-vllm     install vLLM into .venv: with an NVIDIA GPU the extra `vllm`, else the build for CPUs
 # make real    the method on a textbook and pretrained models, without a hub: hours on two cores, resumed where it stopped
 # make lab     open JupyterLab on the notebooks, which it saves without outputs
-# make site    build the documentation into site/html, to be read without a network; runs two tutorials first
+# make site    build the documentation into site/html, to be read without a network; runs four tutorials first
 # make lint    check style, types and floors
 # make setup-peers   install what the benchmarks compare with into .venv-peers
 # make lock    resolve pyproject.toml anew into requirements/*.txt; pins are kept where it allows them
@@ -39,6 +39,7 @@ test: .venv/test.done .venv/site.done
 test-engines: .venv/test.done setup-vllm
 	.venv/bin/python -m pytest -m "$(ENGINES)"
 
+SHOWN := influence one_pair own_documents is_the_reward_gamed
 REAL := conf/anatomy-smollm2.yaml
 BOOK := anatomy-physiology
 OTHER := american-government
@@ -56,7 +57,7 @@ lab: .venv/jupyter.done
 	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter lab --config=.jupyter/jupyter_server_config.py
 
 # Tutorials are shown as they were executed here, but for the one that takes twenty minutes.
-site: .venv/site.done scratch/site/influence.ipynb scratch/site/one_pair.ipynb
+site: .venv/site.done $(SHOWN:%=scratch/site/%.ipynb)
 	@rm -rf site
 	.venv/bin/python -m sphinx -M html . site -c docs -W -n --keep-going -q
 	@echo "Open site/html/index.html"

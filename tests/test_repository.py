@@ -180,7 +180,8 @@ def test_no_file_is_too_large_for_git():
 
 
 @pytest.mark.parametrize(
-    "folder, extras", [(PACKAGE, ["vllm"]), ("notebooks", []), ("benchmarks", ["test"]), ("tests", ["test", "vllm"])]
+    "folder, extras",
+    [(PACKAGE, ["jupyter", "vllm"]), ("notebooks", []), ("benchmarks", ["test"]), ("tests", ["test", "vllm"])],
 )
 def test_every_imported_distribution_is_declared(folder, extras):
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}

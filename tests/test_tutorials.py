@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from rubric_influence.pipeline.notebooks import execute
+from rubric_influence.rl.history import tabulate_rollouts
+from rubric_influence.rl.trajectories import read_trajectories
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -126,3 +128,68 @@ def test_the_pairs_notebook_computes_every_number_twice_alike(one_pair: Path):
     (scores,) = re.findall(r"they differ by at most (\S+) of it", sentences)
     (rewards,) = re.findall(r"the logged one, \S+, differ by (\S+)\.", sentences)
     assert float(scores) < 1e-4 and float(rewards) < 1e-5
+
+
+def read_said(notebook: Path) -> tuple[str, str]:
+    """The sentences of an executed notebook, and what it printed."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    sentences = [text for output in outputs for text in output.get("data", {}).get("text/markdown", [])]
+    return "".join(sentences), "".join(text for output in outputs for text in output.get("text", []))
+
+
+@pytest.fixture(scope="module")
+def own_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds run/pairs.jsonl and the executed notebook after one run with its committed parameters."""
+    folder = tmp_path_factory.mktemp("own_documents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        source = "notebooks/tutorials/own_documents.ipynb"
+        execute(source, folder / "own_documents.ipynb", {"out": str(folder / "run")})
+    return folder
+
+
+def test_a_newcomers_files_are_read_and_what_is_left_out_is_named(own_documents: Path):
+    said, printed = read_said(own_documents / "own_documents.ipynb")
+    assert "13 files were read as documents and 1 of them repeated another; 12 documents remain" in said
+    assert "beds/plan.png: of a format that is not read (.png)" in said and "nan" not in said
+    assert "quiz.csv, row 4: answer is 'E', expected the key, number or text of one of ['fresh manure'" in printed
+
+
+def test_a_newcomers_pairs_are_scored_and_the_better_half_is_tried(own_documents: Path):
+    said, printed = read_said(own_documents / "own_documents.ipynb")
+    lines = (own_documents / "run/pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    (scored,) = re.findall(r"Of (\d+) pairs, \d+ have positive influence", said)
+    assert len(lines) == int(scored) // 2 > 5
+    assert f"{len(lines)} pairs; measure: the target as it is, after fine-tuning on them" in printed
+    (question,) = re.findall(r"\*\*question\*\*: (.+)", said)
+    assert question and "Rubric: " in printed
+
+
+@pytest.fixture(scope="module")
+def gamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the two runs' generators in run/ and the executed notebook, with its committed parameters."""
+    folder = tmp_path_factory.mktemp("gamed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        source = "notebooks/tutorials/is_the_reward_gamed.ipynb"
+        execute(source, folder / "gamed.ipynb", {"out": str(folder / "run")})
+    return folder
+
+
+def test_the_run_whose_validation_wants_letters_is_the_one_that_the_guard_tells_apart(gamed: Path):
+    kept, ends = {}, {}
+    for name in ("honest", "gamed"):
+        table = tabulate_rollouts(read_trajectories(gamed / f"run/{name}/trajectories.jsonl"))
+        first, last = table[table["step"] <= 2], table[table["step"] > table["step"].max() - 2]
+        assert last["influence"].mean() > first["influence"].mean() > 0  # both rewards rise
+        kept[name] = last["guard_influence"].mean() / last["influence"].mean()
+        ends[name] = last["rubric"].str.contains("multiple choice").mean()
+    assert kept["honest"] > 0.8 and kept["gamed"] < 0.4
+    assert ends["gamed"] > ends["honest"] + 0.3
+
+
+def test_the_gamed_runs_notebook_says_what_sets_it_apart(gamed: Path):
+    said, _ = read_said(gamed / "gamed.ipynb")
+    assert "**multiple choice** sets the gamed run apart most" in said and "nan" not in said
+    assert "- **honest**: It ran to its end, 12 of 12 steps." in said

@@ -37,6 +37,7 @@ class Case:
     held_out: as many such questions about entities that neither candidates nor validation are about.
     candidates: pairs that the warm-up has not seen, in random order: a third each about the exam's topics, about
         others, and about the exam's with another question's answer.
+    asked, texts: questions and answers as text, of validation and candidates.
     """
 
     model: PeftModel
@@ -45,6 +46,8 @@ class Case:
     topics: list[str]
     held_out: list[Example]
     candidates: list[Example]
+    asked: list[str]
+    texts: list[str]
 
 
 def draw_pairs(
@@ -99,14 +102,18 @@ def make_case(
         model, moments = load_fine_tuned(BASE, checkpoint), load_moments(checkpoint / "moments.safetensors")
     tokenizer = load_tokenizer(BASE)
 
+    questions = [(item.question, item.options[item.answer_index]) for item in exam]
+
     def encode_all(pairs: Sequence[tuple[str, str]]) -> list[Example]:
         return [encode(tokenizer, question, answer, PROMPTS.answer) for question, answer in pairs]
 
     return Case(
         model,
         moments,
-        encode_all([(item.question, item.options[item.answer_index]) for item in exam]),
+        encode_all(questions),
         [item.topic for item in exam],
         encode_all([(item.question, item.options[item.answer_index]) for item in held_out]),
         encode_all(drawn),
+        [" ".join(pair) for pair in questions],
+        [" ".join(pair) for pair in drawn],
     )

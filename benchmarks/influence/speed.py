@@ -1,35 +1,33 @@
 """How fast, and at what memory, influence is scored: side by side with what it replaces, on one model and data."""
 
-import ctypes
-import gc
-import os
 import sys
-import threading
-import time
-from collections.abc import Callable
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.influence.cases import save_case
+from benchmarks.influence.costs import describe_measure, exact_pages, peak_while, time_alternately
 from benchmarks.influence.lab import Case
-from benchmarks.influence.peers import PYTHON, measure_peers
+from benchmarks.influence.peers import PEERS, PYTHON, measure_peer
 from benchmarks.influence.published import FLUSH, PROJECTED, PublishedScorer, make_projector
 from rubric_influence.influence.directions import validation_gradients
+from rubric_influence.influence.gradients import example_gradients
 from rubric_influence.influence.layers import count_parameters, scored_parameters
 from rubric_influence.influence.moments import AdamMoments
 from rubric_influence.influence.scorers import ForwardScorer, GradientScorer
 from rubric_influence.models.examples import Example, collate
 from rubric_influence.models.losses import plan_batches, sample_losses
 
-STATUS = Path("/proc/self/status")  # Linux's own account of a process
+DIRECTIONS = (1, 9, 64)  # scored at once, by the peers and by ours beside them
 LAB_BATCH_TOKENS = 2048  # of 768 to 6144 the fastest on a CPU; larger ones pad more and take twice as long
 
 
@@ -58,10 +56,7 @@ class Size:
 
 
 def build_workload(size: Size, seed: int) -> Workload:
-    """Random weights, moments and tokens, as no figure depends on values: LoRA of rank 16 on every linear layer.
-
-    Every token but a sample's first is labelled, so that none of the passes can save logits.
-    """
+    """A Qwen3 of random weights, as no figure depends on values."""
     torch.manual_seed(seed)
     heads = size.hidden_size // 64
     config = AutoConfig.for_model(
@@ -76,13 +71,27 @@ def build_workload(size: Size, seed: int) -> Workload:
         max_position_embeddings=size.tokens,
         tie_word_embeddings=True,
     )
-    base = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return adapt(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), size)
+
+
+def use_model(folder: Path, seed: int) -> Workload:
+    """A pretrained model in float32, on samples of 128 tokens in batches of four."""
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    return adapt(base, Size(vocabulary=base.config.vocab_size, tokens=128, batch=4, samples=8))
+
+
+def adapt(base: PreTrainedModel, size: Size) -> Workload:
+    """LoRA of rank 16 on every linear layer; random adapter, moments and tokens.
+
+    Every token but a sample's first is labelled, so that none of the passes can save logits.
+    """
     model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     shapes = {name: parameter.shape for name, parameter in scored_parameters(model).items()}
     moments = AdamMoments(
         {name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()},
-        {name: 1e-6 * torch.rand(shape) for name, shape in shapes.items()},
+        {name: 1e-6 * (0.5 + torch.rand(shape)) for name, shape in shapes.items()},
         step=10,
         betas=(0.9, 0.999),
         eps=1e-8,
@@ -126,19 +135,6 @@ def run_forward(work: Workload) -> None:
     work.model.eval()
     for batch in make_batches(work):
         sample_losses(work.model, batch)
-
-
-def time_alternately(passes: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The least seconds of each pass over `repeats` rounds, in each of which every pass runs once."""
-    best = dict.fromkeys(passes, float("inf"))
-    for _ in range(repeats):
-        for name, run in passes.items():
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            best[name] = min(best[name], time.perf_counter() - started)
-    return best
 
 
 def measure_exact(work: Workload, repeats: int) -> dict:
@@ -206,82 +202,43 @@ def measure_forward_only(work: Workload, repeats: int) -> dict:
     return {"forward_only_over_forward": seconds["forward_only"] / seconds["forward"], **rates}
 
 
-def held_memory() -> int:
-    """Bytes of this process's own: anonymous pages, in memory or swapped out. Files' pages come and go."""
-    lines = (line.split() for line in STATUS.read_text().splitlines())
-    return sum(1024 * int(words[1]) for words in lines if words[0] in ("RssAnon:", "VmSwap:"))
-
-
-def peak_while(run: Callable[[], None]) -> int:
-    """The most memory held while `run` runs beyond what was held before it, looked at every two milliseconds."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's; what it keeps of what was freed would be taken for held
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before, most, over = held_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not over.wait(0.002):
-            most = max(most, held_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        over.set()
-        watcher.join()
-    return most - before
-
-
 def peak_memory(name: Literal["exact", "plain_step"], size: Size, seed: int, threads: int) -> int:
     """Bytes that one pass takes at its peak beyond what was held before it; on a CPU run it in a process of its own."""
     torch.set_num_threads(threads)
     work = build_workload(size, seed)
     exact = open_exact(work)
-
-    def run() -> None:
-        exact.score(work.examples) if name == "exact" else train_without_step(work)
-
-    if not torch.cuda.is_available():
-        return peak_while(run)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return torch.cuda.max_memory_allocated() - before
+    return peak_while(lambda: exact.score(work.examples) if name == "exact" else train_without_step(work))
 
 
 def measure_memory(size: Size, seed: int) -> dict:
-    """Peak memory of exact scoring over the plain step's, each in a fresh process.
-
-    On a GPU it is what torch allocated, on Linux without one the process's own memory; elsewhere it is None.
-    """
-    if not (torch.cuda.is_available() or STATUS.exists()):
+    """Peak memory of exact scoring over the plain step's, each in a fresh process; None where it cannot be told."""
+    if not (measure := describe_measure()):
         return {"memory_over_plain_step": None}
     size = replace(size, samples=size.batch)  # the peak is a batch's
-    # Read by glibc as a process starts: tensors get pages of their own, and what is freed is not taken for held.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     peaks = {}
     for name in ("exact", "plain_step"):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with exact_pages(), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             peaks[name] = pool.submit(peak_memory, name, size, seed, torch.get_num_threads()).result()
-    del os.environ["MALLOC_MMAP_THRESHOLD_"]
     return {
         "memory_over_plain_step": peaks["exact"] / peaks["plain_step"],
-        "memory_measured_as": "cuda allocated" if torch.cuda.is_available() else "anonymous pages",
+        "memory_measured_as": measure,
         **{f"{name}_peak_mib": peak / 2**20 for name, peak in peaks.items()},
     }
 
 
-def measure_against_peers(work: Workload, limit: float) -> dict:
-    """Exact scores against every installable peer, in samples a second: their entries, None where one has an error."""
-    exact = open_exact(work)
-    seconds = time_alternately({"exact": lambda: exact.score(work.examples)}, repeats=3)["exact"]
-    found = measure_peers(work.model, work.directions, work.moments, work.examples, work.batch_tokens, limit)
-    entries = {}
-    for name, entry in found.items():
-        rate = entry.get("samples_per_second")
-        ratio = len(work.examples) / seconds / rate if rate else None
-        kept = {key: value for key, value in entry.items() if key not in ("scores", "seconds")}
-        entries[f"{name}{work.suffix}"] = {"exact_over_peer": ratio, "samples": len(work.examples), **kept}
-    return entries
+def draw_directions(work: Workload, count: int, seed: int) -> torch.Tensor:
+    """The first sample's gradient with as much noise again, [count, d]: no score is near 0 for all samples."""
+    gradient = example_gradients(work.model, work.examples[:1], work.batch_tokens)
+    noise = torch.randn(count, gradient.shape[1], generator=torch.Generator().manual_seed(seed))
+    return gradient + noise * gradient.norm() / gradient.shape[1] ** 0.5
+
+
+def measure_against_peers(work: Workload, name: str, seed: int, limit: float) -> dict:
+    """'PEER NAME K' -> the peer's entry, against K directions; ours among them, for its memory."""
+    directions = draw_directions(work, max(DIRECTIONS), seed)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_case(Path(folder), work.model, directions, work.moments, work.examples, work.batch_tokens)
+        for peer, count in product(PEERS, DIRECTIONS):
+            found[f"{peer} {name} {count}"] = measure_peer(peer, Path(folder), count, limit)
+    return found

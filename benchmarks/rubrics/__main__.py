@@ -1,13 +1,15 @@
 """Does rubric optimisation pay, in every field and for every target, and what else would have done as well?
 
     python -m benchmarks.rubrics --json FILE [--cells FIELD/TARGET[/TEACHER] ...] [--arms ARM ... | --arms all]
+        [--seeds NUMBER]
 
 A cell is the lab's whole pipeline for a field, a target and a teacher, under the default profile's settings: nothing is
 tuned for it. Beside the pipeline's arms it has those that tell why the method works: GRPO with the paper's reward, with
-that of the published code, with embedding similarity, with influence dealt out at random among a step's rubrics, and
-with random numbers; the method itself in two rounds; DPO on preferences by influence; fixed rubrics that GEPA found;
-and selection by embedding similarity. Then the rubric generators that two cells of one field optimised for different
-targets change places. Accuracies are means over three seeds, with paired bootstrap intervals over seeds and questions.
+that of the published code, with other signals (signals.py), with influence dealt out at random among a step's rubrics,
+and with random numbers; the method itself in two rounds, and with its final set chosen from twice the pairs; DPO on
+preferences by influence; fixed rubrics that GEPA found; and selection by embedding similarity. Then the rubric
+generators that two cells of one field optimised for different targets change places. Accuracies are means over seeds,
+with paired bootstrap intervals over seeds and questions.
 
 Without --arms a cell has the pipeline's arms and the paper's reward: ten minutes on two cores. All take half an hour.
 
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.influence.__main__ import describe_machine
 from benchmarks.rubrics.arms import ARMS, SEARCHED
-from benchmarks.rubrics.cells import Cell, parse_cell
+from benchmarks.rubrics.cells import Cell, configure, parse_cell
 from benchmarks.rubrics.prompt_search import PACKAGE_NEEDED
 from benchmarks.rubrics.runs import run_cell, run_transfer
 from benchmarks.rubrics.summary import BASELINE, summarise_cells, tabulate_all
@@ -49,12 +51,15 @@ def main() -> None:
     parser.add_argument("--cells", **cells_help)
     arms_help = {"choices": (*ARMS, ALL), "metavar": "ARM", "help": ", ".join((*ARMS, ALL))}
     parser.add_argument("--arms", nargs="+", default=[*TUNED_ARMS, "paper_reward"], **arms_help)
+    parser.add_argument("--seeds", type=int, help="run seeds 0 to SEEDS - 1 and not those of the profile")
     arguments = parser.parse_args()
     asked = ARMS if ALL in arguments.arms else arguments.arms
     if SEARCHED in asked and not find_spec("gepa"):
         parser.error(PACKAGE_NEEDED)
     try:
         cells = [parse_cell(text) for text in arguments.cells]
+        changes = {"seeds": list(range(arguments.seeds))} if arguments.seeds is not None else None
+        configure(cells[0], changes)  # refuses a number of seeds that is none
     except ValueError as error:
         parser.error(str(error))
     # Every comparison is with these.
@@ -71,13 +76,13 @@ def main() -> None:
     for cell in cells:
         print(f"cell {cell}: {len(arms)} arms", file=sys.stderr, flush=True)
         kept = next((entry for entry in entries if Cell(*(entry[name] for name in CELL)) == cell), None)
-        entries = replace_entry(entries, run_cell(cell, arms, kept=kept), CELL)
+        entries = replace_entry(entries, run_cell(cell, arms, changes, kept), CELL)
         write()
         for entry in entries:
             other = Cell(*(entry[name] for name in CELL))
             if (other.field, other.teacher) == (cell.field, cell.teacher) and other.target != cell.target:
                 for pair in ((cell, other), (other, cell)):
-                    if moved := run_transfer(*pair):
+                    if moved := run_transfer(*pair, changes):
                         transfer = replace_entry(transfer, moved, PAIR)
         found = write()
     print(tabulate_all(found))

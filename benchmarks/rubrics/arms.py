@@ -1,13 +1,12 @@
 """What each arm of a cell trains on. All have one pair budget, and the arms of RL one number of teacher calls in RL."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks.rubrics.preferences import train_by_preferences
 from benchmarks.rubrics.prompt_search import RubricSearch, search_rubrics
+from benchmarks.rubrics.signals import SignalScorer, open_signal
 from rubric_influence.core.config import Config
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import TUNED_ARMS
@@ -16,12 +15,16 @@ from rubric_influence.core.scratch import Workplace
 from rubric_influence.core.seeds import seed_final_rubrics
 from rubric_influence.engines.base import Engine
 from rubric_influence.engines.open import open_engine
-from rubric_influence.influence.embeddings import embed, embedding_similarity
+from rubric_influence.influence.api import Target
+from rubric_influence.influence.embeddings import embedding_similarity
+from rubric_influence.influence.moments import load_moments
+from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.pipeline.stages.final import ArmSet, Writers, synthesise_arms
 from rubric_influence.pipeline.stages.warmup import choose_pairs
+from rubric_influence.rl.choosing import choose_set
 from rubric_influence.rl.grpo import train_rubric_generator
+from rubric_influence.rl.rewards import measure_unit
 from rubric_influence.rl.rubric_reward import Score
-from rubric_influence.rl.scores import Directions, Scores
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.synthesis.outcomes import PAIRS, RUBRICS, open_ledger
 from rubric_influence.synthesis.writing import (
@@ -39,6 +42,11 @@ RL_ARMS = {
     "paper_reward": ("influence", "cosine"),
     "published_reward": ("published", "cosine"),
     "similarity_reward": ("influence", "similarity"),
+    "lexical_reward": ("influence", "lexical"),
+    "loss_reward": ("influence", "loss"),
+    "likelihood_reward": ("influence", "likelihood"),
+    "accuracy_reward": ("influence", "accuracy"),
+    "unrolled_reward": ("influence", "unrolled"),
     "shuffled_reward": ("shuffled", "influence"),
     "random_reward": ("random", "influence"),
 }
@@ -46,23 +54,11 @@ ROUNDS = "two_rounds"  # the optimised arm's RL, with warm-up and moments made a
 # Arms of DPO -> rl.reward, which ranks the rubrics of a group; pairs are scored by influence.
 DPO_ARMS = {"dpo": "influence", "dpo_set": "set_influence"}
 SELECTED = "similarity_filtered"  # the best half of twice as many initial pairs, by embedding similarity (RDS+)
+CHOSEN = (
+    "optimised_chosen"  # of twice as many pairs of the optimised generator's, the best set by the set-level utility
+)
 SEARCHED = "gepa"  # fixed rubrics that GEPA found
-ARMS = (*TUNED_ARMS, SELECTED, *(arm for arm in RL_ARMS if arm != "optimised"), ROUNDS, *DPO_ARMS, SEARCHED)
-
-
-class SimilarityScorer:
-    """Embedding similarity with the validation questions for a reward, the guard's influence beside it."""
-
-    def __init__(self, scorer: TargetScorer, model: torch.nn.Module, validation: Sequence[ExamItem]):
-        self.scorer, self.model = scorer, model
-        self.served, self.dev_served, self.expert_questions = scorer.served, None, scorer.expert_questions
-        self.directions = Directions()
-        self.batch_tokens = scorer.config.influence.batch_tokens
-        self.mean = embed(model, scorer.encode(validation), self.batch_tokens).mean(dim=0)
-
-    def __call__(self, pairs: Sequence[QAPair]) -> Scores:
-        similarity = embed(self.model, self.scorer.encode(pairs), self.batch_tokens) @ self.mean
-        return self.directions.split(torch.stack([similarity, self.scorer(pairs).guard_n], dim=1))
+ARMS = (*TUNED_ARMS, SELECTED, CHOSEN, *(arm for arm in RL_ARMS if arm != "optimised"), ROUNDS, *DPO_ARMS, SEARCHED)
 
 
 class SeedRun:
@@ -138,17 +134,22 @@ class SeedRun:
         return generator
 
     def open_score(self, kind: str) -> Score:
-        """Influence as the profile has it, the paper's cosine with the mean gradient, or embedding similarity."""
+        """Influence as the profile has it, the paper's cosine with the mean gradient, or a signal of signals.py."""
         if kind == "influence":
             return self.scorer
-        if kind == "similarity":
-            return SimilarityScorer(self.scorer, self.load_target(), self.list_validation())
+        if kind != "cosine":
+            signal = open_signal(kind, self.config, self.load_target(), self.list_validation())
+            return SignalScorer(self.scorer, signal)
         influence = self.config.influence.model_copy(update={"normalise": True, "directions": "mean"})
         config = self.config.model_copy(update={"influence": influence})
         return TargetScorer(config, self.folder / "warmup", self.exam, self.seed)
 
-    def load_target(self) -> torch.nn.Module:
-        return load_fine_tuned(self.config.models.target, list_checkpoints(self.folder / "warmup")[-1])
+    def load_target(self) -> Target:
+        """The warmed-up target at its last checkpoint."""
+        spec, checkpoint = self.config.models.target, list_checkpoints(self.folder / "warmup")[-1]
+        model, moments = load_fine_tuned(spec, checkpoint), load_moments(checkpoint / "moments.safetensors")
+        limit = self.config.warmup.max_tokens
+        return Target(model, load_tokenizer(spec), moments, self.config.prompts.answer, limit)
 
     def list_validation(self) -> list[ExamItem]:
         return [item for item in self.exam if item.split == "validation"]
@@ -166,6 +167,8 @@ class SeedRun:
                 sets[arm] = ArmSet(rubrics, self.keep_similar(keep_valid(self.write_pairs(rubrics)), len(kept)))
             elif arm in made:
                 sets[arm] = made[arm]
+            elif arm == CHOSEN:
+                sets[arm] = self.choose()
             elif arm == SEARCHED:
                 rubrics = deal_rubrics(self.search(), arm, self.documents, self.config.budget.final_pairs)
                 sets[arm] = ArmSet(rubrics, self.write_pairs(rubrics))
@@ -173,6 +176,19 @@ class SeedRun:
                 generator = self.open_trained(arm)
                 sets[arm] = self.synthesise(generator, self.config.budget.final_pairs, seed_final_rubrics(self.seed))
         return {arm: ArmSet(keep_valid(rubrics), keep_valid(pairs)) for arm, (rubrics, pairs) in sets.items()}
+
+    def choose(self) -> ArmSet:
+        """Of twice the pair budget the best set; the units of influence are those of the initial pairs."""
+        budget, seed = self.config.budget, seed_final_rubrics(self.seed)
+        rubrics, pairs = self.synthesise(self.open_trained("optimised"), 2 * budget.final_pairs, seed)
+        _, first = self.synthesise(self.untrained, budget.initial_pairs, self.seed)
+        unit_k = measure_unit(self.scorer(keep_valid(first)).rewarded_nk)
+        unique = list({(pair.document_id, pair.question): pair for pair in keep_valid(pairs)}.values())
+        served, count = replace(self.scorer.served, unit_k=unit_k), len(self.documents) * budget.final_pairs
+        rows = choose_set(self.scorer(unique).rewarded_nk, [pair.document_id for pair in unique], served, count)
+        kept = [unique[row] for row in rows]
+        asked = {pair.rubric_id for pair in kept}
+        return ArmSet([rubric for rubric in rubrics if rubric.id in asked], kept)
 
     def search(self) -> list[str]:
         """The rubrics that GEPA finds with as many teacher calls as RL makes. What was answered is kept."""
@@ -183,6 +199,7 @@ class SeedRun:
 
     def keep_similar(self, pairs: list[QAPair], count: int) -> list[QAPair]:
         """The `count` pairs nearest to the validation questions, in their order."""
-        examples, validation = self.scorer.encode(pairs), self.scorer.encode(self.list_validation())
-        near = embedding_similarity(self.load_target(), examples, validation, self.config.influence.batch_tokens)
+        target, tokens = self.load_target(), self.config.influence.batch_tokens
+        examples, validation = target.encode(pairs), target.encode(self.list_validation())
+        near = embedding_similarity(target.model, examples, validation, tokens)
         return [pairs[place] for place in sorted(near.argsort(descending=True, stable=True)[:count].tolist())]

@@ -69,6 +69,6 @@ def configure(cell: Cell, changes: dict | None = None) -> Config:
 
 
 def open_folder(config: Config) -> Path:
-    """Where a cell keeps its work, a folder a seed in it."""
+    """Where a cell keeps its work, a folder a seed in it, however many seeds are run."""
     models = [fingerprint(spec) for spec in (config.models.rubric_generator, config.models.target)]
-    return scratch_folder("rubrics", config, models)
+    return scratch_folder("rubrics", config.model_dump_json(exclude={"seeds", "machine"}), models)

@@ -1,5 +1,6 @@
 """The command that scores samples by influence."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ COUNT = click.IntRange(min=1)
 @click.option("--template", default="{question}", help="What the model is asked.")
 @click.option("--max-tokens", type=COUNT, metavar="N", help="Samples are cut there; default: nowhere.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    help="What runs the samples; vllm with --estimator forward --dot, in float32.",
+)
 def score(out: Path, **request: Any) -> None:
     """Score every sample of a corpus by its influence on a model, over any number of processes; resumes.
 
@@ -45,8 +52,16 @@ def score(out: Path, **request: Any) -> None:
     from rubric_influence.influence.score_corpus import ScoringRequest, score_files
     from rubric_influence.models.processes import open_state
 
+    wanted = ScoringRequest(**request)
+    open_losses: partial | None = None
+    if wanted.engine == "vllm":
+        from rubric_influence.core.model_sections import ModelSpec
+        from rubric_influence.engines.vllm_losses import VLLMLosses, read_shape
+
+        spec = ModelSpec(path=wanted.model, dtype=wanted.dtype)
+        open_losses = partial(VLLMLosses, spec, read_shape(wanted.model, wanted.checkpoints))
     state = open_state()
-    score_files(ScoringRequest(**request), out, state)
+    score_files(wanted, out, state, open_losses)
     state.destroy_process_group()
 
 

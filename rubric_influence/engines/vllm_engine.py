@@ -6,11 +6,13 @@ vLLM's build for CPUs is the same source, so tests without a GPU test this engin
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from rubric_influence.core.model_sections import ModelSpec
 from rubric_influence.engines.base import Completion, Sampling, name_model
@@ -25,6 +27,13 @@ CPU_OPTIONS = {  # what vLLM's build for CPUs has to be told
     "enable_chunked_prefill": False,
 }
 
+# Settings of a LoRA adapter that vLLM refuses once it serves it or, the patterns, passes over in silence
+# (vllm/lora/peft_helper.py), so that it would serve another model.
+UNSERVED = (
+    *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "lora_bias"),
+    *("trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
+)
+
 
 class VLLMEngine:
     """vLLM inside this process: its own batching, prefix cache and, over several GPUs, tensor parallelism.
@@ -32,35 +41,23 @@ class VLLMEngine:
     `options` go to vllm.LLM as they are, for instance max_model_len. Request i draws from (seed, i). Prompts and
     answers are tokenised here, as in TransformersEngine: vLLM's own text differs by a blank for some tokenizers. An
     adapter is served beside the weights. A constrained completion that max_tokens cuts stays open: it is unfinished and
-    does not parse. vLLM chooses the attention, whatever `spec` says. Raises ImportError where vLLM is not installed.
+    does not parse. vLLM chooses the attention, whatever `spec` says.
+    Raises ImportError where vLLM is not installed, ValueError for an adapter that it cannot serve (`read_lora`).
     """
 
     independent = False
 
     def __init__(self, spec: ModelSpec, **options: Any):
-        try:
-            import vllm
-            from vllm.lora.request import LoRARequest
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise ImportError(
-                f"the engine of {spec.path} is vllm, which is not installed ({error}): pip install .[vllm] on a "
-                "machine with a GPU, or set engine: transformers"
-            ) from error
+        vllm = import_vllm(spec.path)
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+
         self.tokenizer = load_tokenizer(spec)  # vLLM would fail late, or fall back, where the chat template is missing
         self.name, self.vllm, self.adapter = name_model(spec), vllm, None
         if spec.adapter:
-            from vllm.config.lora import MaxLoRARanks
-
             folder = check_adapter(spec.adapter)
             self.adapter = LoRARequest("adapter", 1, str(folder.resolve()))
-            settings = PeftConfig.from_pretrained(str(folder))
-            rank, offered = max([settings.r, *settings.rank_pattern.values()]), get_args(MaxLoRARanks)
-            if rank > max(offered):
-                raise ValueError(
-                    f"the adapter in {folder} is of rank {rank}, vLLM serves up to {max(offered)}; merge it"
-                )
-            room = min(size for size in offered if size >= rank)
+            room = offer_rank(read_lora(folder).r)
             options = dict(enable_lora=True, max_loras=1, max_lora_rank=room) | options
         if current_platform.is_cpu():
             options = CPU_OPTIONS | options
@@ -106,6 +103,41 @@ class VLLMEngine:
         rows = [read_row(self.tokenizer, list(output.outputs[0].token_ids), self.ends) for output in outputs]
         read = zip(prompts, rows, strict=True)
         return [Completion(text, len(prompt), count, ended) for prompt, (text, count, ended) in read]
+
+
+def import_vllm(path: str) -> ModuleType:
+    """vllm, for the model in `path`. Raises ImportError, saying what to do, where it is not installed."""
+    try:
+        import vllm
+    except ImportError as error:
+        raise ImportError(
+            f"the engine of {path} is vllm, which is not installed ({error}): pip install .[vllm] on a machine with a "
+            "GPU, or set engine: transformers"
+        ) from error
+    return vllm
+
+
+def read_lora(folder: Path) -> LoraConfig:
+    """The settings of the LoRA adapter in a folder. Raises ValueError for one that vLLM would not serve as trained."""
+    settings = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(settings, LoraConfig):
+        raise ValueError(f"the adapter in {folder} is no LoRA, and vLLM serves no other; merge it, or do without vllm")
+    found = [name for name in UNSERVED if getattr(settings, name)] + ["bias"] * (settings.bias != "none")
+    if found:
+        raise ValueError(
+            f"the adapter in {folder} has {', '.join(found)}, which vLLM does not serve; merge it, or do without vllm"
+        )
+    return settings
+
+
+def offer_rank(rank: int) -> int:
+    """The least rank of adapters that vLLM can be started for and that `rank` fits in. Raises ValueError if none."""
+    from vllm.config.lora import MaxLoRARanks
+
+    offered = get_args(MaxLoRARanks)
+    if rank > max(offered):
+        raise ValueError(f"the LoRA adapter is of rank {rank}, vLLM serves up to {max(offered)}; merge it")
+    return min(size for size in offered if size >= rank)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def plot_gate(sets: pd.DataFrame, titles: dict[str, str]) -> Figure:
 
     `sets`: predictors and gain in deviations (stages.gate.standardise_sets); the line is their regression.
     """
-    figure, panels = plt.subplots(1, len(titles), figsize=(4.5 * len(titles), 3.4), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, len(titles), figsize=(3.2 * len(titles), 3.4), layout="constrained", sharey=True)
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         x, y = sets[column], sets["gain"]
         for (seed, rows), marker, color in zip(sets.groupby("seed"), cycle("o^sDv"), cycle((BLUE, ORANGE, GREY))):
@@ -136,7 +136,8 @@ def plot_training(log: pd.DataFrame) -> Figure:
     middle.set(title="Shares of a step's rubrics", xlabel="step", ylabel="%", ylim=(0, 102))
     middle.legend(frameon=False)
     right.plot(mean.index, mean["covered_directions"], color=BLUE)
-    right.set(title="Equal directions that a step covers", xlabel="step", ylabel="directions", ylim=(0, None))
+    most = 1.1 * mean["covered_directions"].max()
+    right.set(title="Equal directions that a step covers", xlabel="step", ylabel="directions", ylim=(0, most))
     return figure
 
 

@@ -33,7 +33,7 @@ SHARDS = {  # what may be there in place of one optimizer's file, and what to do
     "FULL_STATE_DICT instead of LOCAL_STATE_DICT",
 }
 STATE = {"step", *BOTH}  # what torch's Adam keeps of a parameter
-SETTINGS = {"betas", "eps", "amsgrad"}  # what every group of it has
+SETTINGS = {"lr", "betas", "eps", "amsgrad"}  # what every group of it has
 Group = dict[str, Any]
 
 

@@ -1,90 +1,118 @@
-"""Which parameters influence is computed over: the active LoRA adapter's factors, or else the trainable linear layers.
+"""Which parameters influence is computed over: the active LoRA adapter's and whatever else is trained.
 
-Everything flat in this package (gradients, directions, moments) is laid out in the order of `scored_layers(model)`.
+Everything flat in this package (gradients, directions, moments) is laid out in the order of `scored_parameters(model)`.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft import PeftType
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 SHOWN = 3  # names in an error message
 
 
-def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Parameter name -> the linear layer that owns it, in the order of model.named_modules().
-
-    With LoRA layers, the scored parameters are the active adapter's factors, whether or not they require a gradient:
-    lora_A [r, in] and lora_B [out, r]. Without, they are the weights [out, in] and biases [out] of linear layers that
-    require a gradient. To leave some of these out of the score, freeze them.
-
-    Raises ValueError where the score would leave out a part of the step: more than one adapter is active; a parameter
-    that is in the adapter, or trainable, is not of a plain linear layer (experts, DoRA, LoRA biases, modules_to_save,
-    embeddings, norms, convolutions) or is tied to another layer's; nothing is trainable.
-    """
-    if adapted := {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}:
-        return lora_factors(model, adapted)
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    layers: dict[str, nn.Linear] = {}
-    others = []
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(path, recurse=False):
-            if parameter.requires_grad:
-                if isinstance(module, nn.Linear) and owners[id(parameter)] == 1:
-                    layers[name] = module
-                else:
-                    others.append(name)
-    if others:
-        raise ValueError(
-            f"influence is computed over linear layers, but {listed(others)} are trainable too and are not of one, or "
-            "are tied to another layer; to leave them out of the score, freeze them: parameter.requires_grad_(False)"
-        )
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no LoRA layer and nothing in it is trainable; load the warm-up's adapter with "
-            "peft, or let the linear layers to be scored require gradients"
-        )
-    return layers
-
-
-def lora_factors(model: nn.Module, adapted: Mapping[str, LoraLayer]) -> dict[str, nn.Linear]:
-    """`scored_layers` of a model with LoRA: its active adapter's factors by the name of their weight."""
-    factors: dict[str, nn.Linear] = {}
-    others: list[str] = []
-    if experts := [name for name, layer in adapted.items() if isinstance(layer, ParamWrapper)]:
-        raise ValueError(
-            f"influence is computed over LoRA factors of linear layers, but {listed(experts)} are adapted too, which "
-            "hold a mixture of experts; adapt the attention alone: [q_proj, k_proj, v_proj, o_proj]"
-        )
-    for name, layer in adapted.items():
-        if len(layer.active_adapters) != 1:
-            raise ValueError(
-                f"active adapters of {name} are {list(layer.active_adapters)}; activate one: model.set_adapter(name)"
-            )
-        adapter = layer.active_adapters[0]
-        for part in layer.adapter_layer_names:
-            if adapter not in (held := getattr(layer, part, {})):
-                continue
-            factor = held[adapter]
-            if type(factor) is nn.Linear and "bias" not in dict(factor.named_parameters()):
-                factors[f"{name}.{part}.{adapter}.weight"] = factor
-            else:
-                others.append(f"{name}.{part}.{adapter}")
-    known = {id(factor.weight) for factor in factors.values()}
-    others += [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
-    if others:
-        raise ValueError(
-            f"influence is computed over LoRA factors of linear layers, but {listed(others)} are adapted or trainable "
-            "too; fine-tune with plain LoRA (no DoRA, bias or modules_to_save) on linear layers"
-        )
-    return factors
+class Unbatchable(ValueError):
+    """The model gives no sample's gradient from a batch of several; the message says why."""
 
 
 def scored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameter name -> parameter, of `scored_layers(model)`."""
-    return {name: layer.get_parameter(name.rpartition(".")[2]) for name, layer in scored_layers(model).items()}
+    """Parameter name -> parameter, in the order of model.named_parameters(), a tied one once.
+
+    Scored are the parameters that require a gradient and, whether or not they do, all of the active adapter's: LoRA
+    factors and biases, DoRA's magnitudes, modules_to_save, trainable tokens. To leave others out, freeze them.
+
+    Raises ValueError where the score would not be that of the optimizer's step: see `refuse_inexact`; and if nothing is
+    trainable.
+    """
+    refuse_inexact(model)
+    own = {id(parameter) for parameter in adapter_parameters(model)}
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad or id(p) in own}
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no LoRA layer and nothing in it is trainable; load the warm-up's adapter with "
+            "peft, or let the parameters to be scored require gradients"
+        )
+    places = Counter(p.data_ptr() for p in found.values() if not p.is_meta)
+    if shared := [name for name, p in found.items() if places[p.data_ptr()] > 1]:
+        raise ValueError(
+            f"{listed(shared)} are parameters of their own in one memory, which the optimizer moves once for each; "
+            "train without PEFT's ensure_weight_tying"
+        )
+    return found
+
+
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of the active adapter, none where the model has no adapter.
+
+    Raises ValueError if a layer has several active adapters, or its adapter is merged or disabled.
+    """
+    found: list[nn.Parameter] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        if len(active := list(layer.active_adapters)) > 1:
+            raise ValueError(f"active adapters of {name} are {active}; activate one: model.set_adapter(name)")
+        if layer.disable_adapters or layer.merged_adapters:
+            raise ValueError(f"the adapter of {name} takes no part in the loss; unmerge and enable the adapter first")
+        for part in layer.adapter_layer_names:
+            held = getattr(layer, part, {})  # by adapter: modules or parameters
+            for own in (held[adapter] for adapter in active if adapter in held):
+                found += [own] if isinstance(own, nn.Parameter) else own.parameters()
+    return found
+
+
+def refuse_inexact(model: nn.Module) -> None:
+    """Raise ValueError, naming the fix, for training whose step is not Adam's on the samples' losses alone.
+
+    That is: another kind of adapter than LoRA, or a variant of LoRA other than DoRA, of which some add to the loss
+    (AdaLoRA, KaSA), some draw at random or change gradients; an adapter with biases that was loaded frozen, so that
+    its biases cannot be told from the base model's; a router's loss, which is of a whole batch.
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        if config.peft_type != PeftType.LORA:
+            raise ValueError(f"the adapter is of the kind {config.peft_type.value}; fine-tune with LoRA or DoRA")
+        if config.bias != "none" and not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(f"the adapter trains biases ({config.bias}) and is frozen; load it with is_trainable=True")
+    for name, layer in model.named_modules():
+        for variant in layer.lora_variant.values() if isinstance(layer, LoraLayer) else ():
+            if not isinstance(variant, DoraLinearVariant):
+                raise ValueError(f"{name} is a {type(variant).__name__}, no plain LoRA; fine-tune with LoRA or DoRA")
+    config = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        raise ValueError(
+            "the model's config adds a loss of the router over the whole batch, which is no sample's; train and score "
+            "with output_router_logits=False"
+        )
+
+
+def uses_dora(model: nn.Module) -> bool:
+    """Whether a LoRA layer is a DoRA one, the only variant that `refuse_inexact` lets pass."""
+    return any(isinstance(layer, LoraLayer) and layer.lora_variant for layer in model.modules())
+
+
+def scored_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Scored parameter's name -> the linear layer that owns it: its weight [out, in] or bias [out].
+
+    Raises Unbatchable if a scored parameter is not of a linear layer of its own, ValueError as `scored_parameters`.
+    """
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    layers: dict[str, nn.Linear] = {}
+    others = []
+    for name, parameter in scored_parameters(model).items():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, nn.Linear) and owners[id(parameter)] == 1:
+            layers[name] = layer
+        else:
+            others.append(name)
+    if others:
+        raise Unbatchable(f"{listed(others)} are trained and not of a linear layer, or tied to another layer's")
+    return layers
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -93,11 +121,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    return next(iter(scored_parameters(model).values())).device
+    return next(model.parameters()).device
 
 
 def flatten(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """One vector [d], fp32, in the mapping's order: that of `scored_layers`, for matched moments and parameters."""
+    """One vector [d], fp32, in the mapping's order: that of `scored_parameters` for matched moments and parameters."""
     return torch.cat([tensor.detach().flatten().float() for tensor in tensors.values()])
 
 

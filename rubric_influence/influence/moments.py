@@ -66,8 +66,8 @@ def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning
 
     `learning_rate` is the mean of the epoch, which the optimizer does not know (a schedule ends it near 0).
 
-    Raises ValueError where the state is missing or is not plain Adam's, or differs between parameters in step, betas
-    or eps.
+    Raises ValueError where the state is missing or is not plain Adam's, or differs between parameters in step, betas,
+    eps or learning rate.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     held: dict[str, dict[str, Any]] = {}
@@ -86,7 +86,7 @@ def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning
             if not {"step", *BOTH} <= state.keys():
                 raise ValueError(
                     f"the optimizer keeps no exp_avg and exp_avg_sq of {name} (it keeps {sorted(state)}); use torch's "
-                    "AdamW (optim='adamw_torch') and capture after a step in which the parameter had a gradient"
+                    "AdamW (optim='adamw_torch') and capture after steps in which every parameter had a gradient"
                 )
             held[name] = group | state
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in names]
@@ -101,12 +101,23 @@ def capture_moments(model: nn.Module, optimizer: torch.optim.Optimizer, learning
 def build_moments(held: Mapping[str, Mapping[str, Any]], learning_rate: float, whose: str) -> AdamMoments:
     """Copies of the moments in every parameter's state, which holds its group's settings as well.
 
-    Raises ValueError where parameters differ in step, betas or eps.
+    Raises ValueError where parameters differ in step, betas, eps or learning rate.
     """
-    settings = {(int(h["step"]), (float(h["betas"][0]), float(h["betas"][1])), float(h["eps"])) for h in held.values()}
+    settings = {
+        (
+            int(h["step"]),
+            (float(h["betas"][0]), float(h["betas"][1])),
+            float(h["eps"]),
+            float(h.get("initial_lr", h["lr"])),  # before any schedule
+        )
+        for h in held.values()
+    }
     if len(settings) > 1:
-        raise ValueError(f"{whose} differ in (step, betas, eps): {sorted(settings)}; train all alike")
-    step, betas, eps = settings.pop() if settings else (0, (0.0, 0.0), 1.0)  # refused as empty
+        raise ValueError(
+            f"{whose} differ in (step, betas, eps, learning rate): {sorted(settings)}; train all alike (Adam passes "
+            "over a parameter without a gradient, such as an expert that gets no token of a batch: use larger batches)"
+        )
+    step, betas, eps, _ = settings.pop() if settings else (0, (0.0, 0.0), 1.0, 0.0)  # refused as empty
     first, second = ({n: h[key].detach().to("cpu", torch.float32, copy=True) for n, h in held.items()} for key in BOTH)
     return AdamMoments(first, second, step, betas, eps, learning_rate)
 
@@ -139,11 +150,11 @@ def load_moments(path: str | Path) -> AdamMoments:
 def normalise_name(name: str) -> str:
     """A parameter's name without what wrappers (DDP, compile, PEFT) and the adapter's name add to it."""
     name = re.sub(r"^((module|_orig_mod|base_model\.model)\.)+", "", name)
-    return re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
+    return re.sub(r"\.(lora_\w+|modules_to_save|trainable_tokens_delta)\.(?!(weight|bias)$)[^.]+", r".\1", name)
 
 
 def match_moments(moments: AdamMoments, model: nn.Module) -> AdamMoments:
-    """The same moments under the model's own names, in the order of `scored_layers(model)`.
+    """The same moments under the model's own names, in the order of `scored_parameters(model)`.
 
     Moments of parameters that are frozen now, and so not scored, are left out.
     Raises ValueError that names moments which are missing, left over or of another shape.

@@ -13,12 +13,13 @@ is in memory at a time, and no gradient is stored.
 import hashlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Literal
 
@@ -36,13 +37,15 @@ from rubric_influence.influence.api import WHOLE, PairScorer, Target, load_targe
 from rubric_influence.influence.checkpoints import list_checkpoint_files
 from rubric_influence.influence.grouping import group_by_embedding
 from rubric_influence.influence.samples import Sample, encode_sample, list_shards, read_samples, read_shard
-from rubric_influence.influence.scorers import Estimator, Scorer, combine
+from rubric_influence.influence.scorers import Estimator, ForwardScorer, Scorer, combine
+from rubric_influence.influence.served import AdapterLosses, ServedScorer, export_scorer, free_memory
 from rubric_influence.models.examples import Example
 from rubric_influence.models.loading import load_tokenizer
 from rubric_influence.models.losses import plan_batches
 from rubric_influence.models.processes import broadcast
 
 BATCHES_PER_PART = 16
+PROBE = 16  # validation items on which an engine has to agree with torch
 Tokenise = Callable[[Sample], Example]
 Score = Callable[[list[int]], torch.Tensor]  # of some samples, by their places: [b, k]
 
@@ -162,6 +165,7 @@ class ScoringRequest:
 
     by: None, "topic" or "cluster": whether each topic or cluster of the validation items has a column as well.
     template: what the model is asked. max_tokens: where samples are cut, None for nowhere.
+    engine: what takes the samples' losses, for the estimator forward; torch makes the directions all the same.
     """
 
     model: str
@@ -177,6 +181,7 @@ class ScoringRequest:
     template: str = "{question}"
     max_tokens: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    engine: Literal["transformers", "vllm"] = "transformers"
 
     def load_target(self, checkpoint: Path, device: torch.device) -> Target:
         return load_target(
@@ -184,11 +189,23 @@ class ScoringRequest:
         )
 
 
-def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None:
+def score_files(
+    request: ScoringRequest, out: Path, state: PartialState, open_losses: Callable[[], AdapterLosses] | None = None
+) -> None:
     """Write the scores of request.samples to `out`, a file, or of shards a folder.
 
+    `open_losses` starts request.engine, once and after torch's models have left memory; None: torch does all.
     Raises ValueError for what cannot be scored, before any model is loaded where it can be told by then.
     """
+    assert (open_losses is None) == (request.engine == "transformers")
+    if open_losses:
+        if request.estimator != "forward" or request.dtype != "float32":
+            raise ValueError(
+                f"{request.engine} gives losses alone, of which forward makes dot products in float32, and the request "
+                f"is for {request.estimator} in {request.dtype}; add --estimator forward --dot --dtype float32"
+            )
+        if state.num_processes > 1:
+            raise ValueError(f"{state.num_processes} processes would start {request.engine} each; start one process")
     if request.estimator == "forward" and not request.dot:
         raise ValueError("the forward estimator gives dot products, no cosines; add --dot")
     sharded = request.samples.is_dir()
@@ -224,15 +241,44 @@ def score_files(request: ScoringRequest, out: Path, state: PartialState) -> None
     given = json.dumps(dict(vars(request), checkpoints=list(request.checkpoints)), default=str)  # paths as text
     shaping = json.loads(given) | {"weights": fingerprint(spec), "directions": directions}
     shaping["versions"] = {name: version(name) for name in ("torch", "transformers", "peft")}
+    if open_losses:  # whose build for CPUs is a package of another name
+        shaping["versions"][request.engine] = version(packages_distributions()[request.engine][0])
     if sharded:
         out.mkdir(parents=True, exist_ok=True)
-    for source, scored in [(shard, out / shard.name) for shard in shards] or [(request.samples, out)]:
-        provenance = shaping | {"sha256": hashes | hash_files([source])}
-        if sharded:
-            samples = [] if is_scored(scored, provenance) else read_shard(source)
-        if samples:
-            names = [WHOLE, *sorted(sizes)]
-            score_corpus(state, openers, names, samples, tokenise, scored, request.batch_tokens, provenance)
+    with tempfile.TemporaryDirectory() as adapters:
+        if open_losses:
+            served = cache(partial(serve, load, request.checkpoints, examples[:PROBE], Path(adapters), open_losses))
+            openers = [partial(lambda place: served()[place], place) for place in range(len(request.checkpoints))]
+        for source, scored in [(shard, out / shard.name) for shard in shards] or [(request.samples, out)]:
+            provenance = shaping | {"sha256": hashes | hash_files([source])}
+            if sharded:
+                samples = [] if is_scored(scored, provenance) else read_shard(source)
+            if samples:
+                names = [WHOLE, *sorted(sizes)]
+                score_corpus(state, openers, names, samples, tokenise, scored, request.batch_tokens, provenance)
+
+
+def serve(
+    load: Callable[[Path], tuple[Scorer, float]],
+    checkpoints: Sequence[Path],
+    probe: Sequence[Example],
+    folder: Path,
+    open_losses: Callable[[], AdapterLosses],
+) -> list[tuple[Scorer, float]]:
+    """Each checkpoint's scorer by an engine, and its learning rate. The moved adapters are in `folder` from then on.
+
+    torch's models go one after the other before the engine starts, which may take all the memory that is free.
+    """
+    exported, rates = [], []
+    for place, checkpoint in enumerate(checkpoints):
+        scorer, rate = load(checkpoint)
+        assert isinstance(scorer, ForwardScorer)  # what score_files lets pass
+        exported.append(export_scorer(scorer, folder / str(place), probe))
+        rates.append(rate)
+        del scorer
+    free_memory()
+    losses = open_losses()
+    return [(ServedScorer(each, losses), rate) for each, rate in zip(exported, rates, strict=True)]
 
 
 def hash_files(files: Sequence[Path]) -> dict[str, str]:

@@ -22,13 +22,14 @@ Shapes: b samples in a batch, n samples, k directions, d scored parameters. Scor
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from rubric_influence.influence.gradients import check_finite, sweep_gradients
-from rubric_influence.influence.layers import count_parameters, device_of, flatten, scored_parameters
+from rubric_influence.influence.layers import count_parameters, device_of, flatten, scored_parameters, uses_dora
 from rubric_influence.influence.moments import AdamMoments, match_moments
 from rubric_influence.models.examples import Example
 from rubric_influence.models.losses import sweep_losses
@@ -75,7 +76,8 @@ class GradientScorer:
         directions, moments = place_directions(directions, model), match_moments(moments, model)
         device = directions.device
         self.model, self.batch_tokens, self.normalise, self.estimator = model, batch_tokens, normalise, estimator
-        self.directions = directions / directions.norm(dim=1, keepdim=True) if normalise else directions
+        lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True, dtype=torch.float64)  # fp32 loses digits
+        self.directions = directions / lengths.float() if normalise else directions
         # What no sample changes is computed once, and Gamma's fraction is divided through by a = (1-b1) / (1-b1^(t+1)),
         # so that each gradient is read as rarely as can be: (first + g) / (sqrt(second + share*g^2) + eps).
         beta1, beta2 = moments.betas
@@ -105,10 +107,30 @@ class GradientScorer:
         def visit(rows: torch.Tensor, span: slice, gradients: torch.Tensor) -> None:
             gamma = self.gamma(gradients, span)
             dots.index_add_(0, rows, gamma @ self.directions[:, span].T)
-            squares.index_add_(0, rows, torch.linalg.vector_norm(gamma, dim=1, keepdim=True).square())
+            if self.normalise:
+                squares.index_add_(0, rows, torch.linalg.vector_norm(gamma, dim=1, keepdim=True).square())
 
         sweep_gradients(self.model, examples, self.batch_tokens, visit)
         return check_finite((dots / squares.sqrt() if self.normalise else dots).cpu(), "score of example")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What turns losses at moved parameters into the scores of the estimator forward, for each direction k.
+
+    steps: h_k, [k], fp64. common: c * <w_k, P m>, [k], fp64, what every sample's score holds (`ForwardScorer`).
+    """
+
+    steps: torch.Tensor
+    common: torch.Tensor
+
+    def score(self, losses_k2n: torch.Tensor) -> torch.Tensor:
+        """The scores [n, k], fp32, from each example's loss at theta + h_k*u_k and at theta - h_k*u_k, fp64.
+
+        Raises ValueError naming the first example whose score is not finite.
+        """
+        slopes_kn = (losses_k2n[:, 0] - losses_k2n[:, 1]) / (2 * self.steps[:, None])
+        return check_finite((slopes_kn + self.common[:, None]).T.float(), "score of example")
 
 
 class ForwardScorer:
@@ -118,14 +140,23 @@ class ForwardScorer:
 
         <w_k, Gamma(z)> = <u_k, g> + c * <w_k, P m>,   <u_k, g> ~ (l(z; theta + h*u_k) - l(z; theta - h*u_k)) / (2h)
 
-    The idea is that of ToV (ICLR 2026); here with Adam's moments. |h*u_k| is a hundredth of the parameters' norm, and
-    the difference's error is of order h^2. A cosine would need the norm of Gamma(z), which losses do not tell.
+    The idea is that of ToV (ICLR 2026); here with Adam's moments. `relative_step` is |h*u_k| over the parameters' norm,
+    and the difference's error is of order h^2. A cosine would need the norm of Gamma(z), which losses do not tell.
+    `influence.served` takes the same losses from an inference engine.
 
-    Raises ValueError as GradientScorer does, and for a model below fp32, whose rounding hides such differences.
+    Raises ValueError as GradientScorer does, and for a model below fp32, whose rounding hides such differences, or with
+    DoRA, whose norms training takes for constants while losses follow them.
     """
 
     def __init__(
-        self, model: nn.Module, directions: torch.Tensor, moments: AdamMoments, *, momentum: bool, batch_tokens: int
+        self,
+        model: nn.Module,
+        directions: torch.Tensor,
+        moments: AdamMoments,
+        *,
+        momentum: bool,
+        batch_tokens: int,
+        relative_step: float = RELATIVE_STEP,
     ):
         directions = place_directions(directions, model)
         if dtypes := {p.dtype for p in model.parameters()} - {torch.float32, torch.float64}:
@@ -133,24 +164,27 @@ class ForwardScorer:
                 f"the forward estimator takes differences of losses, which {', '.join(sorted(map(str, dtypes)))} "
                 "rounds away; load the model in float32, or use another estimator"
             )
+        if uses_dora(model):
+            raise ValueError("the forward estimator measures DoRA's norms, which training holds constant; use linear")
         moments, device = match_moments(moments, model), directions.device
         beta1 = moments.betas[0]
         unbias = 1 - beta1 ** (moments.step + 1)
         inverse = 1 / frozen_scale(moments).to(device)
         self.model, self.batch_tokens = model, batch_tokens
-        self.perturbations = directions * inverse * ((1 - beta1) / unbias)
+        perturbations = directions * inverse * ((1 - beta1) / unbias)
+        steps = relative_step * flatten(scored_parameters(model)).norm() / perturbations.norm(dim=1)
+        self.offsets = perturbations * steps[:, None]  # h_k*u_k, [k, d]
         common = directions @ (flatten(moments.exp_avg).to(device) * inverse * (beta1 / unbias))
-        self.common = common if momentum else torch.zeros_like(common)
-        self.steps = RELATIVE_STEP * flatten(scored_parameters(model)).norm() / self.perturbations.norm(dim=1)
+        common = common if momentum else torch.zeros_like(common)
+        self.differences = Differences(steps.double().cpu(), common.double().cpu())
 
     def score(self, examples: Sequence[Example]) -> torch.Tensor:
         def losses(offset: torch.Tensor) -> torch.Tensor:
             with moved(self.model, offset):
                 return sweep_losses(self.model, examples, self.batch_tokens)
 
-        steps = zip(self.steps, self.perturbations, strict=True)
-        slopes = [(losses(h * u) - losses(-h * u)) / (2 * h.double().cpu()) for h, u in steps]
-        return check_finite((torch.stack(slopes, dim=1) + self.common.double().cpu()).float(), "score of example")
+        pairs = [torch.stack([losses(offset), losses(-offset)]) for offset in self.offsets]
+        return self.differences.score(torch.stack(pairs))
 
 
 def open_scorer(

@@ -16,6 +16,8 @@ derivative, so that of plain operations stands in for it.
 Shapes: t labelled tokens, k directions, d scored parameters.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -92,13 +94,23 @@ def token_derivatives(model: nn.Module, example: Example, direction_d: torch.Ten
     parts = direction_d.split([parameter.numel() for parameter in parameters.values()])
     with evaluated(model), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         duals = {
-            name: forward_ad.make_dual(parameter.detach(), part.view_as(parameter).to(parameter))
-            for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+            parameter: forward_ad.make_dual(parameter.detach(), part.view_as(parameter).to(parameter))
+            for parameter, part in zip(parameters.values(), parts, strict=True)
         }
+        # A tied parameter goes by the name that each of its modules has for it, a module in two places by one name:
+        # functional_call, which ties weights itself, would put a dual number back into a module that it swaps twice.
+        places = {
+            name: duals[parameter]
+            for path, module in model.named_modules()
+            for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False)
+            if parameter in duals
+        }
+
+        def call(**inputs: torch.Tensor) -> Any:
+            return functional_call(model, places, kwargs=inputs, tie_weights=False)
+
         try:
-            losses_1t = token_losses(
-                lambda **inputs: functional_call(model, duals, kwargs=inputs), collate([example]), device_of(model)
-            )
+            losses_1t = token_losses(call, collate([example]), device_of(model))
         except NotImplementedError as error:
             raise ValueError(
                 f"the model has an operation without a forward derivative ({str(error).splitlines()[0]}); load it with "

@@ -68,6 +68,7 @@ def render_report(config: Config, profile: str, stages: list[StageRun]) -> str:
         results=describe_results(found),
         gate=describe_gate(found),
         guards=tabulate_guards(read_metrics(found, "generators")),
+        stopped=list_stopped(read_metrics(found, "generators")),
         left_out=list_left_out(read_metrics(found, "corpus")),
         refused=tabulate_refused(read_metrics(found, "initial"), read_metrics(found, "final")),
         quality=tabulate_quality(read_metrics(found, "final")),
@@ -150,12 +151,23 @@ def describe_gate(stages: Mapping[str, StageRun]) -> dict[str, Any]:
 
 
 def tabulate_guards(generators: Mapping[str, Any]) -> pd.DataFrame:
-    """By seed, from the first to the last fifth of RL's steps: rewarded and guard influence, and shares of rubrics."""
-    rows = {}
+    """By seed, from the first to the last fifth of RL's steps: rewarded and guard influence, and shares of rubrics.
+
+    Beside them the steps taken, and that after which the generator was kept.
+    """
+    rows, endings = {}, generators.get("endings", {})
     for seed, phases in generators.get("phases", {}).items():
         first, last = phases["first fifth"], phases["last fifth"]
         rows[seed] = {key.replace("_", " "): f"{first[key]:.3g} → {last[key]:.3g}" for key in GUARDED if key in first}
+        if ending := endings.get(seed):
+            rows[seed] |= {"steps": f"{ending['steps']} of {ending['planned']}", "kept": f"after step {ending['kept']}"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed")
+
+
+def list_stopped(generators: Mapping[str, Any]) -> dict[str, str]:
+    """By seed, why a guard stopped RL early."""
+    endings = generators.get("endings", {})
+    return {seed: ending["stopped"] for seed, ending in endings.items() if ending["stopped"]}
 
 
 def list_left_out(corpus: Mapping[str, Any]) -> list[str]:

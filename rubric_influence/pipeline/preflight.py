@@ -10,7 +10,7 @@ from rubric_influence.core.checks import refuse
 from rubric_influence.core.config import Config
 from rubric_influence.core.records import ExamItem
 from rubric_influence.evaluation.exam import encode_options
-from rubric_influence.influence.layers import scored_layers
+from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.models.chat import check_rendering, encode_pair, render
 from rubric_influence.models.loading import load_settings
 from rubric_influence.synthesis.prompts import ask_answer
@@ -75,6 +75,6 @@ def check_scorable(config: Config) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_settings(spec))
     try:
-        scored_layers(get_peft_model(model, build_lora(config.lora), low_cpu_mem_usage=True))
+        scored_parameters(get_peft_model(model, build_lora(config.lora), low_cpu_mem_usage=True))
     except ValueError as error:
         raise ValueError(f"lora.targets is {config.lora.targets!r}, on {spec.path}: {error}") from None

@@ -4,7 +4,7 @@ Both look at windows, the steps between two checkpoints: at the influence of the
 which no reward sees, and along the dev questions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,36 @@ def find_divergence(windows: Sequence[Window]) -> str:
                 f"{last.validation:.4g}: the reward is being gamed"
             )
     return ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended: after `steps` of the `planned` ones, with the generator as it was after the step `kept`.
+
+    `stopped` is why a guard ended it; "" where it ran to its end.
+    """
+
+    steps: int
+    planned: int
+    kept: int
+    stopped: str
+
+    def describe(self) -> str:
+        """A sentence."""
+        if self.stopped:
+            told = f"It was stopped after {self.steps} of {self.planned} steps: {self.stopped}."
+        else:
+            told = f"It ran to its end, {self.steps} of {self.planned} steps."
+        if self.kept != self.steps:
+            told += f" The generator is that of step {self.kept}, the best by dev."
+        return told
+
+
+def read_ending(log: Sequence[Mapping[str, Any]], planned: int) -> Ending:
+    """The end of a run by its trainer's log, to which WatchWindows and grpo.train_in add `stopped` and `kept`."""
+    steps = max((entry["step"] for entry in log if "reward" in entry), default=0)
+    stopped = next((entry["stopped"] for entry in log if "stopped" in entry), "")
+    return Ending(steps, planned, next((entry["step"] for entry in log if "kept" in entry), steps), stopped)
 
 
 class WatchWindows(TrainerCallback):

@@ -60,8 +60,9 @@ class KeepCheckpoints(TrainerCallback):
         (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
         path = target / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config["target_modules"], list):  # peft lists them in the order of a set
-            config["target_modules"].sort()
+        for key in ("target_modules", "target_parameters"):  # peft lists them in the order of a set
+            if isinstance(config.get(key), list):
+                config[key].sort()
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_moments(target / "moments.safetensors", moments)
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.rubrics import __main__ as rubrics
 from benchmarks.rubrics import runs
-from benchmarks.rubrics.arms import ARMS, DPO_ARMS, RL_ARMS, ROUNDS, SEARCHED, SELECTED
+from benchmarks.rubrics.arms import ARMS, CHOSEN, DPO_ARMS, RL_ARMS, ROUNDS, SEARCHED, SELECTED
 from benchmarks.rubrics.cells import Cell, configure, open_folder, parse_cell
 from rubric_influence.core.paths import TUNED_ARMS, UNTUNED
 from rubric_influence.core.profiles import load_config
@@ -87,7 +87,7 @@ def test_a_cell_holds_every_arm_and_is_not_run_again(project, monkeypatch, capsy
     found = run_benchmark(monkeypatch, "--cells", "medicine/qwen3", "--arms", *arms)
     (cell,) = found["cells"]
     assert (cell["field"], cell["target"], cell["teacher"], cell["seeds"]) == ("medicine", "qwen3", "qwen3", 2)
-    assert {UNTUNED, *TUNED_ARMS, SELECTED, *RL_ARMS, ROUNDS, *DPO_ARMS} == {UNTUNED, *arms} <= cell.keys()
+    assert {UNTUNED, *TUNED_ARMS, SELECTED, CHOSEN, *RL_ARMS, ROUNDS, *DPO_ARMS} == {UNTUNED, *arms} <= cell.keys()
     for arm in (UNTUNED, *arms):
         row = cell[arm]
         assert len(row["accuracy"]) == 2 and row["ci95"][0] <= row["mean"] <= row["ci95"][1]

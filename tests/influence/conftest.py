@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from rubric_influence.influence.directions import validation_gradients
-from rubric_influence.influence.moments import capture_moments, save_moments
+from rubric_influence.influence.moments import AdamMoments, capture_moments, save_moments
 from rubric_influence.lab import world
 from rubric_influence.lab.networks import build_model, build_tokenizer
 from rubric_influence.models.examples import collate, encode
 
 FIELD = world.load_field(Path(__file__).parents[2] / "data/lab/fields/medicine.yaml")
 LEARNING_RATE = 1e-3
+WORDS = 3  # of a Bigram
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +116,23 @@ def directions(warmed, tokenizer):
     model, _, _ = warmed
     gradients = validation_gradients(model, draw_examples(tokenizer, 12, seed=9), ["a"] * 5 + ["b"] * 7, 300)
     return torch.stack(list(gradients.values()))
+
+
+class Bigram(nn.Module):
+    """The next word from this one: logits are a column of one matrix, in the dtype that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WORDS, WORDS, bias=False)
+
+    def forward(self, input_ids, attention_mask, use_cache, logits_to_keep=slice(None)):
+        words = nn.functional.one_hot(input_ids, WORDS).to(self.linear.weight.dtype)
+        return SimpleNamespace(logits=self.linear(words)[:, logits_to_keep])
+
+
+def make_moments(m, v, betas=(0.5, 0.75), eps=0.5):
+    name = "linear.weight"
+    return AdamMoments({name: m}, {name: v}, step=1, betas=betas, eps=eps, learning_rate=1.0)
 
 
 class Pair(nn.Module):

@@ -442,13 +442,14 @@ def test_another_models_shapes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["state"][6].update(step=torch.tensor(9.0)), r"differ in \(step, betas, eps\): \[\(2, .*\(9, "),
+        (lambda s: s["state"][6].update(step=torch.tensor(9.0)), r"differ in \(step, betas, .*\): \[\(2, .*\(9, "),
         (lambda s: s["param_groups"][1].update(betas=(0.8, 0.999)), r"differ in .*\(0.8, 0.999\).*\(0.9, 0.999\)"),
-        (lambda s: s["param_groups"][1].update(eps=1e-6), r"differ in .*1e-08\), .*1e-06\)"),
+        (lambda s: s["param_groups"][1].update(eps=1e-6), r"differ in .* 1e-08, .*1e-06, "),
+        (lambda s: s["param_groups"][1].update(lr=0.5), r"differ in .* 0.01\), .* 0.5\)"),
         (lambda s: [e.update(step=torch.tensor(0.0)) for e in s["state"].values()], "the moments are of step 0"),
         (lambda s: s["state"][6]["exp_avg"].fill_(float("nan")), "non-finite or negative moments of last.bias"),
     ],
-    ids=["steps", "betas", "eps", "step 0", "nan"],
+    ids=["steps", "betas", "eps", "learning rate", "step 0", "nan"],
 )
 def test_a_state_that_no_single_adam_left_is_refused(change, message, tmp_path):
     model, optimizer = step_blocks(group=by_decay)

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from conftest import draw_examples
 from torch import nn
 
 from rubric_influence.influence.checks.reference import reference_gradient
-from rubric_influence.influence.gradients import example_gradients, tapped
+from rubric_influence.influence.gradients import example_gradients, find_obstacle, tapped
 from rubric_influence.influence.layers import scored_layers
 from rubric_influence.models.examples import collate
 from rubric_influence.models.losses import sample_losses
@@ -42,9 +43,51 @@ def test_example_gradients_are_laid_out_as_the_factors(warmed, pairs):
         assert torch.allclose(row.double(), torch.cat([g.flatten() for g in expected.values()]), atol=1e-6)
 
 
-def test_layer_that_is_used_twice_is_refused(warmed, pairs):
+class Flat(nn.Module):
+    """A layer that is fed all tokens of a batch as one sample's."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.flatten(0, 1)[None]).view(*x.shape[:2], -1)
+
+
+def mix(share):
+    """A hook that adds a share of the batch's mean to what a module puts out."""
+    return lambda module, inputs, output: output + share * output.mean(dim=0, keepdim=True)
+
+
+def test_samples_that_a_batch_would_mix_are_found_out(warmed, pairs):
+    ids, model = pairs[0].input_ids, copy.deepcopy(warmed[0])
+    base = model.get_base_model().model
+    assert find_obstacle(model, ids) == ""
+    with_gradient = base.layers[0].register_forward_hook(mix(1e-6))  # less than rounding allows of a loss
+    assert find_obstacle(model, ids) == "those of one batch act on each other"
+    with_gradient.remove()
+    base.embed_tokens.register_forward_hook(mix(1.0))  # nothing before it has a gradient
+    assert find_obstacle(model, ids) == "those of one batch act on each other"
+
+
+def test_layers_that_do_not_see_samples_apart_are_found_out(warmed, pairs):
+    ids, model = pairs[0].input_ids, copy.deepcopy(warmed[0])
+    attention = model.get_base_model().model.layers[0].self_attn
+    attention.q_proj = Flat(attention.q_proj)
+    assert "q_proj.layer.lora_B.default.weight did not see the 2 samples of the batch" in find_obstacle(model, ids)
+    attention.q_proj = attention.q_proj.layer
+    attention.q_proj.register_forward_hook(lambda layer, x, output: output + layer.lora_A["default"](*x).mean())
+    assert re.search(r"lora_A.default.weight saw \[2, 5, 32\] again", find_obstacle(model, ids))
+
+
+def test_samples_go_one_at_a_time_where_they_must_which_is_told_once(warmed, pairs):
     model = copy.deepcopy(warmed[0])
-    layers = model.get_base_model().model.layers
-    layers[1] = layers[0]
-    with pytest.raises(ValueError, match=r"lora_A.default.weight was given an input of shape \[2, .*, 32\] again"):
-        example_gradients(model, pairs[:2], batch_tokens=200)
+    model.get_base_model().model.layers[0].register_forward_hook(mix(0.1))
+    with pytest.warns(UserWarning, match="go through the model one at a time, as those of one batch act on") as told:
+        gradients = [example_gradients(model, pairs[:3], batch_tokens=size) for size in (1, 200)]
+    assert len(told) == 1
+    assert torch.equal(*gradients)
+    oracle = copy.deepcopy(model).double().eval()
+    for row, example in zip(gradients[0], pairs[:3], strict=True):
+        expected = reference_gradient(oracle, example, list(scored_layers(model)))
+        assert torch.allclose(row.double(), torch.cat([g.flatten() for g in expected.values()]), atol=1e-6)

@@ -2,7 +2,7 @@ import pytest
 from conftest import build_lora_model
 from peft import LoraConfig, get_peft_model
 
-from rubric_influence.influence.layers import scored_layers, scored_parameters
+from rubric_influence.influence.layers import Unbatchable, scored_layers, scored_parameters
 from rubric_influence.lab.networks import build_model
 
 
@@ -13,18 +13,27 @@ def test_factors_are_the_models_trainable_parameters(warmed):
 
 
 @pytest.mark.parametrize(
-    ("options", "part"),
+    ("options", "part", "linear"),
     [
-        (dict(use_dora=True), "lora_magnitude_vector.default"),
-        (dict(lora_bias=True), "lora_B.default"),
-        (dict(modules_to_save=["lm_head"]), "lm_head.modules_to_save.default.weight"),
+        (dict(use_dora=True), "self_attn.q_proj.lora_magnitude_vector.default.weight", False),
+        (dict(lora_bias=True), "self_attn.q_proj.lora_B.default.bias", True),
+        (dict(modules_to_save=["lm_head"]), "lm_head.modules_to_save.default.weight", True),
+        (dict(modules_to_save=["embed_tokens"]), "embed_tokens.modules_to_save.default.weight", False),
+        (dict(trainable_token_indices=[3]), "embed_tokens.token_adapter.trainable_tokens_delta.default", False),
     ],
 )
-def test_adapter_with_more_than_lora_factors_is_refused(tokenizer, options, part):
+def test_all_of_an_adapter_is_scored_whether_or_not_it_is_trainable(tokenizer, options, part, linear):
     base = build_lora_model(tokenizer, "llama").unload()
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], **options))
-    with pytest.raises(ValueError, match=f"{part}.* adapted or trainable too; fine-tune with plain LoRA"):
-        scored_layers(model)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any(name.endswith(part) for name in trainable)
+    assert list(scored_parameters(model)) == trainable
+    assert list(scored_parameters(model.requires_grad_(False))) == trainable
+    if linear:
+        assert list(scored_layers(model)) == trainable
+    else:
+        with pytest.raises(Unbatchable, match=f"{part}.* are trained and not of a linear layer"):
+            scored_layers(model)
 
 
 def test_frozen_model_without_lora_is_refused(tokenizer):
@@ -52,12 +61,14 @@ def test_without_lora_the_trainable_linear_layers_are_scored(tokenizer):
     assert all(parameter.requires_grad for parameter in found.values())
 
 
-def test_trainable_norms_and_tied_embeddings_are_refused_by_name(tokenizer):
+def test_norms_and_tied_weights_are_scored_once_and_are_of_no_linear_layer(tokenizer):
     model = build_model(tokenizer, "llama", hidden_size=32, layers=1).requires_grad_(False)
     model.model.norm.requires_grad_(True)
-    with pytest.raises(ValueError, match="model.norm.weight are trainable too and are not of one.* freeze them"):
+    assert list(scored_parameters(model)) == ["model.norm.weight"]
+    with pytest.raises(Unbatchable, match="model.norm.weight are trained and not of a linear layer"):
         scored_layers(model)
     model.model.norm.requires_grad_(False)
     model.lm_head.requires_grad_(True)  # tied to the embeddings
-    with pytest.raises(ValueError, match="model.embed_tokens.weight, lm_head.weight .*are tied to another layer"):
+    assert list(scored_parameters(model)) == ["model.embed_tokens.weight"]
+    with pytest.raises(Unbatchable, match="or tied to another layer's"):
         scored_layers(model)

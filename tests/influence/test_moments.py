@@ -114,6 +114,23 @@ def test_names_that_differ_by_wrapper_or_adapter_alone_are_one(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("q_proj.lora_B.default.bias", "q_proj.lora_B.bias"),
+        ("q_proj.lora_magnitude_vector.default.weight", "q_proj.lora_magnitude_vector.weight"),
+        ("embed_tokens.lora_embedding_A.default", "embed_tokens.lora_embedding_A"),
+        ("lm_head.modules_to_save.default.weight", "lm_head.modules_to_save.weight"),
+        ("head.modules_to_save.default.dense.weight", "head.modules_to_save.dense.weight"),
+        ("token_adapter.trainable_tokens_delta.default", "token_adapter.trainable_tokens_delta"),
+        ("q_proj.base_layer.bias", "q_proj.base_layer.bias"),
+        ("experts.base_layer.lora_A.default.weight", "experts.base_layer.lora_A.weight"),
+    ],
+)
+def test_every_name_of_peft_loses_its_adapters_name(name, expected):
+    assert normalise_name("base_model.model." + name) == expected
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(exp_avg={}, exp_avg_sq={}), "there are no moments"),
@@ -181,7 +198,20 @@ def test_parameters_of_different_steps_are_refused():
         for name in names:
             model[name].weight.grad = torch.ones(1, 1)
         optimizer.step()
-    with pytest.raises(ValueError, match=r"differ in \(step, betas, eps\): \[\(1, .*\), \(2, "):
+    with pytest.raises(ValueError, match=r"differ in \(step, .*\): \[\(1, .*\), \(2, .*no token of a batch"):
+        capture_moments(model, optimizer, LEARNING_RATE)
+
+
+def test_parameters_of_different_learning_rates_are_refused():
+    model = nn.Linear(1, 1)
+    groups = [{"params": [model.weight], "lr": 1e-3}, {"params": [model.bias], "lr": 2e-3}]  # as LoRA+ has them
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=1)
+    model(torch.ones(1, 1)).backward()
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
+    with pytest.raises(ValueError, match=r"learning rate\): \[\(1, .*, 0.001\), \(1, .*, 0.002\)\]; train all alike"):
         capture_moments(model, optimizer, LEARNING_RATE)
 
 

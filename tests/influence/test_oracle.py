@@ -1,36 +1,15 @@
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import draw_examples
-from torch import nn
+from conftest import WORDS, Bigram, draw_examples, make_moments
 
 from rubric_influence.influence.checks.oracle import mean_loss, one_step_gains
 from rubric_influence.influence.directions import validation_gradients
 from rubric_influence.influence.moments import AdamMoments, capture_moments
 from rubric_influence.influence.scorers import GradientScorer
 from rubric_influence.models.examples import Example
-
-WORDS = 3
-
-
-class Bigram(nn.Module):
-    """The next word from this one: logits are a column of one matrix, in the dtype that it has."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(WORDS, WORDS, bias=False)
-
-    def forward(self, input_ids, attention_mask, use_cache, logits_to_keep=slice(None)):
-        words = nn.functional.one_hot(input_ids, WORDS).to(self.linear.weight.dtype)
-        return SimpleNamespace(logits=self.linear(words)[:, logits_to_keep])
-
-
-def make_moments(m, v, betas=(0.5, 0.75), eps=0.5):
-    name = "linear.weight"
-    return AdamMoments({name: m}, {name: v}, step=1, betas=betas, eps=eps, learning_rate=1.0)
 
 
 @pytest.fixture

@@ -126,17 +126,35 @@ def test_bfloat16_models_give_contributions_near_those_of_float32(warmed, direct
     assert (exact - near).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_trainable_linear_layers_without_lora_are_split_as_well(tokenizer, pairs):
-    torch.manual_seed(0)
-    model = build_model(tokenizer, "llama", hidden_size=32, layers=2)
+def with_linear_layers(model):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("o_proj" in name)
+    return model
+
+
+def with_a_shared_layer(model):
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    return get_peft_model(model, LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
+
+
+def with_dora(model):
+    return get_peft_model(model, LoraConfig(target_modules=["up_proj"], init_lora_weights=False, use_dora=True))
+
+
+@pytest.mark.parametrize("prepare", [with_linear_layers, with_a_shared_layer, with_dora, lambda tied: tied])
+def test_all_that_is_trained_is_split_and_left_as_it_was(tokenizer, pairs, prepare):
+    torch.manual_seed(0)
+    model = prepare(build_model(tokenizer, "llama", hidden_size=32, layers=2))
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters(remove_duplicate=False)}
     first, second = ({n: torch.full_like(p, 1e-6) for n, p in scored_parameters(model).items()} for _ in "mv")
     moments = AdamMoments(first, second, step=5, betas=(0.9, 0.999), eps=1e-8, learning_rate=1.0)
     direction = validation_gradients(model, pairs[:3], None, 300)["all"][None]
     scorer = GradientScorer(model, direction, moments, momentum=True, normalise=False, batch_tokens=300)
     contributions, offset = split_score(scorer, pairs[5])
     assert torch.allclose(contributions.sum(dim=0) + offset, scorer.score([pairs[5]])[0].double(), rtol=1e-5, atol=0)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert {name: id(p) for name, p in after.items()} == {name: kept for name, (kept, _) in before.items()}
+    assert all(torch.equal(p, before[name][1]) for name, p in after.items())
 
 
 def test_the_model_is_left_as_it_was(warmed, directions, pairs):

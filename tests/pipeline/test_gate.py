@@ -19,13 +19,14 @@ from rubric_influence.training.fine_tuning import TuningRun, fine_tune
 
 
 def make_sets(noise, seeds=(0, 1), count=24):
-    """Sets whose gain is their influence, on a scale of each seed's own, plus noise; similarity is unrelated."""
+    """Sets whose gain is their influence, on a scale of each seed's own, plus noise; the baselines are unrelated."""
     rng = np.random.default_rng(0)
     tables = []
     for seed in seeds:
         influence = rng.normal(size=count)
         gain = (influence + noise * rng.normal(size=count)) * 10**seed + 5 * seed
-        tables.append(pd.DataFrame(dict(seed=seed, influence=influence, similarity=rng.normal(size=count), gain=gain)))
+        baselines = {name: rng.normal(size=count) for name in ("similarity", "lexical", "loss")}
+        tables.append(pd.DataFrame(dict(seed=seed, influence=influence, **baselines, gain=gain)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -68,10 +69,20 @@ def test_the_threshold_and_the_override_are_parameters(lab_config, gate_folder):
     assert (GATE / "decision.json").exists()
 
 
-def test_the_table_has_a_row_for_influence_and_one_for_what_it_has_to_beat(lab_config):
+def test_the_table_has_a_row_for_influence_and_one_for_each_that_it_has_to_beat(lab_config):
     shown = tabulate_agreement(judge_gate(lab_config(), make_sets(noise=0.3)))
-    assert list(shown.index) == ["influence", "embedding similarity"]
+    assert list(shown.index) == ["influence", "embedding similarity", "BM25", "the pair's own loss"]
     assert list(shown.columns) == ["r2", "r2_ci95", "spearman", "spearman_ci95"]
+
+
+def test_a_baseline_that_is_the_same_for_all_sets_explains_nothing_and_influence_must_differ(lab_config):
+    table = make_sets(noise=0.3)
+    summary = judge_gate(lab_config(), table.assign(lexical=0.0))
+    assert summary["passed"] and summary["lexical"] == {
+        "r2": 0.0, "r2_ci95": [0.0, 0.0], "spearman": 0.0, "spearman_ci95": [0.0, 0.0]
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="all predictions are 0"):
+        judge_gate(lab_config(), table.assign(influence=0.5))
 
 
 @pytest.fixture
@@ -98,6 +109,7 @@ def test_sets_are_of_pairs_that_the_warm_up_did_not_see_and_resume_without_train
     assert len(table) == 8 and table["gain"].nunique() > 1 and np.isfinite(table["gain"]).all()
     unseen = pd.read_parquet(f"{seed_folder(INFLUENCE, 0)}.parquet").query("not in_warmup")["validation"]
     assert table["influence"].between(unseen.min(), unseen.max()).all()
+    assert table.drop(columns="seed").nunique().min() > 1 and (table[["lexical", "loss"]] > 0).all(axis=None)
     monkeypatch.setattr(Retraining, "gain", lambda *_, **__: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(train_sets(scored, 0), table)
 

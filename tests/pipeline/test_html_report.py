@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -20,9 +21,10 @@ from dvc.repo import Repo
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from rubric_influence.core.checks import RunStopped
-from rubric_influence.pipeline.html_report import list_left_out, tabulate_refused, write_report
+from rubric_influence.core.profiles import load_config
+from rubric_influence.pipeline.html_report import list_left_out, render_report, tabulate_refused, write_report
 from rubric_influence.pipeline.notebooks import execute
-from rubric_influence.pipeline.run_state import State, describe_change, find_failure
+from rubric_influence.pipeline.run_state import State, describe_change, find_failure, read_stages
 
 LARGEST = 5 * 2**20  # bytes
 CELLS = {
@@ -192,6 +194,22 @@ def test_a_stage_that_has_not_run_has_no_figures(project):
     states, text = report(project)
     assert states["evaluation"] is State.MISSING
     assert "No result: the exam has not been sat" in text and "First of the arms" not in text
+
+
+def test_a_guard_that_stopped_rl_is_told_with_its_reason(project):
+    metrics = project / "metrics/generators.json"
+    figures = json.loads(metrics.read_text())
+    ending = {"steps": 24, "planned": 40, "kept": 16, "stopped": "the guard's influence fell from 2 to <1>"}
+    figures["endings"] = {seed: ending | {"stopped": ""} for seed in figures["phases"]} | {"seed-1": ending}
+    metrics.write_text(json.dumps(figures))
+    corpus, *rest = read_stages()
+    stages = [corpus, *rest, replace(corpus, name="generators")]
+    page = BeautifulSoup(render_report(load_config("params.yaml"), "seeds: [0]", stages), "html.parser")
+    text = " ".join(page.get_text(" ").split())
+    assert "A guard stopped RL early: seed-1. Why" in text
+    section = " ".join(page.select_one("section:has(#gate)").get_text(" ").split())
+    assert "RL of seed-1 was stopped early: the guard's influence fell from 2 to <1>." in section
+    assert section.count("24 of 40 after step 16") == len(figures["phases"])
 
 
 def test_what_a_change_leaves_behind_is_out_of_date_with_the_reason(project):

@@ -12,7 +12,7 @@ from rubric_influence.models.loading import load_model, load_tokenizer
 from rubric_influence.pipeline.stages.corpus import build_corpus
 from rubric_influence.rl import guards
 from rubric_influence.rl.grpo import train_rubric_generator
-from rubric_influence.rl.guards import measure_dev
+from rubric_influence.rl.guards import Ending, measure_dev, read_ending
 from rubric_influence.rl.rewards import reward_set_influence
 from rubric_influence.rl.rubric_reward import RubricReward
 from rubric_influence.rl.scores import stack_scores
@@ -181,5 +181,5 @@ def test_a_run_whose_guard_diverges_ends_there_and_says_so(config, lab, tmp_path
     monkeypatch.setattr(guards, "find_divergence", lambda windows: "gamed" if len(windows) == 2 else "")
     log = train(config, lab, tmp_path)
     assert [entry["step"] for entry in log if "reward" in entry] == [1, 2]
-    assert {"step": 2, "stopped": "gamed"} in log
+    assert read_ending(log, config.rl.steps) == Ending(steps=2, planned=3, kept=2, stopped="gamed")
     assert (tmp_path / "out/model.safetensors").is_file()

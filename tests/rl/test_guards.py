@@ -5,7 +5,15 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from rubric_influence.rl.guards import WatchWindows, Window, find_divergence, measure_dev, summarise_window
+from rubric_influence.rl.guards import (
+    Ending,
+    WatchWindows,
+    Window,
+    find_divergence,
+    measure_dev,
+    read_ending,
+    summarise_window,
+)
 from rubric_influence.rl.rewards import ServedDirections
 from rubric_influence.rl.scores import Directions
 
@@ -99,3 +107,19 @@ def test_windows_without_a_valid_pair_are_passed_over():
     steps = [[]] * 4 + [[[1.0, 1.0, 1.0]] * 2] * 2
     state, stopped = watch(steps, served)
     assert stopped == [] and state.best_global_step == 6
+
+
+STEPS = [{"step": step, "reward": 1.0} for step in (1, 2, 3)]
+
+
+def test_a_run_that_was_stopped_ends_with_the_guards_reason():
+    ending = read_ending([*STEPS, {"step": 3, "stopped": "gamed"}, {"step": 3, "train_loss": 0.1}], planned=8)
+    assert ending == Ending(steps=3, planned=8, kept=3, stopped="gamed")
+    assert ending.describe() == "It was stopped after 3 of 8 steps: gamed."
+
+
+def test_a_run_that_kept_its_best_checkpoint_says_which():
+    ending = read_ending([*STEPS, {"step": 2, "kept": "checkpoint-2"}], planned=3)
+    assert ending == Ending(steps=3, planned=3, kept=2, stopped="")
+    assert ending.describe() == "It ran to its end, 3 of 3 steps. The generator is that of step 2, the best by dev."
+    assert read_ending(STEPS, 3).describe() == "It ran to its end, 3 of 3 steps."

@@ -6,10 +6,11 @@ torch's own optimizer goes on from the captured state. It is slow (one validatio
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from rubric_influence.influence.layers import scored_parameters
 from rubric_influence.influence.moments import AdamMoments, match_moments
@@ -90,12 +91,19 @@ def one_step_gains(
     return gains
 
 
-def example_losses(model: nn.Module, examples: Sequence[Example]) -> torch.Tensor:
-    """Each example's mean loss over its labelled tokens, [n], fp64, with all logits and nothing of the fast path."""
+def example_losses(
+    model: nn.Module, examples: Sequence[Example], parameters: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Each example's mean loss over its labelled tokens, [n], fp64, with all logits and nothing of the fast path.
+
+    `parameters` stand in for those of the model that have their names.
+    """
     batch = collate(examples)
     batch = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
     targets = batch.pop("labels")[:, 1:]
-    logits = model(**batch, use_cache=False).logits[:, :-1].double()
+    logits = (
+        functional_call(model, dict(parameters or {}), kwargs={**batch, "use_cache": False}).logits[:, :-1].double()
+    )
     losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # 0 at label -100
     return losses.sum(dim=1) / (targets != -100).sum(dim=1)
 

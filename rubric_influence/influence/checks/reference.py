@@ -16,10 +16,11 @@ from rubric_influence.models.examples import Example
 
 
 def reference_gradient(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """grad l(z) by parameter name, of a model that is in fp64 and eval mode already."""
-    parameters = {name: dict(model.named_parameters())[name].requires_grad_() for name in names}
+    """grad l(z) by parameter name, of a model that is in fp64 and eval mode already; 0 where z does not use one."""
+    held = dict(model.named_parameters())
+    parameters = [held[name].requires_grad_() for name in names]
     loss = model(input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels])).loss
-    return dict(zip(names, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    return dict(zip(names, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True))
 
 
 def reference_gamma(gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, moments: AdamMoments) -> torch.Tensor:

@@ -28,6 +28,7 @@ from rubric_influence.pipeline.writers import open_writers
 from rubric_influence.rl.scores import GUARD, VALIDATION
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.synthesis import writing
+from rubric_influence.synthesis.diversity import measure_diversity
 from rubric_influence.synthesis.screening import Flags, Screen, count_flags, remove_flagged
 from rubric_influence.synthesis.writing import PAIRS, RUBRICS, PairTask, SynthesisContext, identify
 
@@ -59,7 +60,8 @@ def tabulate_sets(config: Config) -> pd.DataFrame:
     """What each arm's valid pairs are like, over all seeds: a row an arm.
 
     pairs; valid: of those asked for, %; distinct questions, near duplicates and pairs with words of the exam, % of the
-    valid ones; words of a question and of an answer, on average.
+    valid ones; words of a question and of an answer, on average; MTLD (words) and HD-D (of 1) of all its pairs as one
+    text (synthesis.diversity).
     """
     counts = json.loads((METRICS / "final.json").read_text(encoding="utf-8"))["arms"]
     rows = {}
@@ -67,6 +69,7 @@ def tabulate_sets(config: Config) -> pd.DataFrame:
         asked, valid = (sum(row["pairs"][name] for row in by_seed.values()) for name in ("requested", "valid"))
         flagged = {name: sum(row["quality"]["flagged"].get(name, 0) for row in by_seed.values()) for name in SHOWN}
         pairs = [pair for seed in config.seeds for pair in read_pairs(FINAL / arm, seed)]
+        diversity = measure_diversity(f"{pair.question} {pair.answer}" for pair in pairs)
         rows[arm] = {
             "pairs": len(pairs),
             "valid %": 100 * valid / asked,
@@ -74,6 +77,8 @@ def tabulate_sets(config: Config) -> pd.DataFrame:
             **{f"{label} %": 100 * flagged[name] / valid for name, label in SHOWN.items()},
             "words of a question": np.mean([count_words(pair.question) for pair in pairs]),
             "words of an answer": np.mean([count_words(pair.answer) for pair in pairs]),
+            "MTLD": diversity.mtld,
+            "HD-D": diversity.hdd,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 

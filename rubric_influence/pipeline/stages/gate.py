@@ -2,6 +2,7 @@
 
 Random sets of initial pairs are trained on, each from the warmed-up target. The gain of a set is how much lower the
 loss of held-out (guard) questions is then. Where gains do not follow the sets' mean influence, the pipeline stops.
+Baselines that cost no gradient stand beside influence; the verdict is influence's alone.
 """
 
 import json
@@ -20,18 +21,25 @@ from rubric_influence.core.scratch import scratch_folder
 from rubric_influence.influence.checks.agreement import Agreement, draw_sets, measure_agreement, standardise
 from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.embeddings import embedding_similarity
+from rubric_influence.influence.lexical import lexical_similarity
 from rubric_influence.influence.moments import load_moments
 from rubric_influence.models.examples import encode
 from rubric_influence.models.loading import load_tokenizer
+from rubric_influence.models.losses import sweep_losses
 from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.rl.scores import GUARD, VALIDATION
 from rubric_influence.training.fine_tuning import list_checkpoints, load_fine_tuned
 
-PREDICTORS = {"influence": "influence", "similarity": "embedding similarity"}  # columns of the table of sets
+PREDICTORS = {  # columns of the table of sets
+    "influence": "influence",
+    "similarity": "embedding similarity",
+    "lexical": "BM25",
+    "loss": "the pair's own loss",
+}
 
 
 def measure_gate(config: Config) -> pd.DataFrame:
-    """Train on every seed's sets. One row a set: seed, set, mean influence, mean embedding similarity, gain.
+    """Train on every seed's sets. One row a set: seed, set, the mean of each of PREDICTORS, gain.
 
     Written to data/gate/sets.parquet; metrics/gate.json has the agreement and whether it passes (`judge_gate`).
     Raises ValueError if a seed's pool is too small for sets of gate.set_size.
@@ -65,7 +73,12 @@ def train_sets(config: Config, seed: int) -> pd.DataFrame:
         for texts in (pairs, validation, guard)
     )
     model = load_fine_tuned(target, checkpoint)
-    similarity = embedding_similarity(model, examples, asked, batch_tokens).numpy()
+    found = {
+        "influence": pool[VALIDATION].to_numpy(),
+        "similarity": embedding_similarity(model, examples, asked, batch_tokens).numpy(),
+        "lexical": lexical_similarity([" ".join(pair) for pair in pairs], [" ".join(pair) for pair in validation]),
+        "loss": sweep_losses(model, examples, batch_tokens).numpy(),
+    }
     recipe = Recipe(settings.epochs, settings.batch_size, settings.learning_rate)
     weights = (fingerprint(target), hash_weights(checkpoint))
     identity = (*weights, pairs, guard, template, limit, repr(recipe), sets.tolist())
@@ -76,7 +89,7 @@ def train_sets(config: Config, seed: int) -> pd.DataFrame:
         if str(number) not in journal:
             journal.add(str(number), retraining.gain([examples[row] for row in rows], seed=number))
     gains = [journal[str(number)] for number in range(len(sets))]
-    means = {"influence": pool[VALIDATION].to_numpy()[sets].mean(axis=1), "similarity": similarity[sets].mean(axis=1)}
+    means = {name: values[sets].mean(axis=1) for name, values in found.items()}
     return pd.DataFrame({"seed": seed, "set": range(len(sets)), **means, "gain": gains})
 
 
@@ -88,8 +101,13 @@ def standardise_sets(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def agree_over_seeds(table: pd.DataFrame, column: str) -> Agreement:
-    """The agreement of a column with the gain over all seeds' sets, in deviations within each seed."""
+    """The agreement of a column with the gain over all seeds' sets, in deviations within each seed.
+
+    A baseline that is the same for all sets, as BM25 is where pairs and questions share no word, explains nothing.
+    """
     sets = standardise_sets(table)
+    if column != "influence" and not sets[column].any():
+        return Agreement(0.0, (0.0, 0.0), 0.0, (0.0, 0.0), len(sets))
     return measure_agreement(sets[column].tolist(), sets["gain"].tolist(), seed=0)
 
 

@@ -1,9 +1,12 @@
 """Stage 6: GRPO on the rubric generator, with influence as its reward."""
 
+import json
+from dataclasses import asdict
+
 import pandas as pd
 
 from rubric_influence.core.config import Config
-from rubric_influence.core.files import read_records, write_json
+from rubric_influence.core.files import read_records, read_text, write_json
 from rubric_influence.core.fingerprints import fingerprint, hash_weights
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.paths import DOCUMENTS, EXAM, GENERATORS, METRICS, PLOTS, WARMUP, seed_folder
@@ -15,6 +18,7 @@ from rubric_influence.engines.open import open_engine
 from rubric_influence.models.processes import open_state
 from rubric_influence.pipeline.jobs import run_seeds
 from rubric_influence.rl.grpo import train_rubric_generator
+from rubric_influence.rl.guards import Ending, read_ending
 from rubric_influence.rl.scoring import TargetScorer
 from rubric_influence.rl.trajectories import read_trajectories
 from rubric_influence.training.fine_tuning import list_checkpoints
@@ -27,10 +31,14 @@ LOGGED = (
 
 
 def optimise_generators(config: Config) -> pd.DataFrame:
-    """An optimised rubric generator for every seed, in data/generators. Returns the training log, a row a step."""
+    """An optimised rubric generator for every seed, in data/generators. Returns the training log, a row a step.
+
+    metrics/generators.json holds the log's `phases`, how each seed ended (`endings`) and its `ledger`.
+    """
+    logs = run_seeds(optimise_generator, config)
     rows = [
         {"seed": seed, "step": entry["step"]} | {key: entry[key] for key in LOGGED if key in entry}
-        for seed, log in run_seeds(optimise_generator, config).items()
+        for seed, log in logs.items()
         for entry in log
         if "reward" in entry
     ]
@@ -38,8 +46,9 @@ def optimise_generators(config: Config) -> pd.DataFrame:
     PLOTS.mkdir(exist_ok=True)
     table.groupby("step").mean().drop(columns="seed").round(5).to_csv(PLOTS / "generators.csv")
     phases = {f"seed-{seed}": compare_phases(log).round(5).to_dict("index") for seed, log in table.groupby("seed")}
+    endings = {f"seed-{seed}": asdict(read_ending(log, config.rl.steps)) for seed, log in logs.items()}
     ledgers = {f"seed-{seed}": account_for(config, seed) for seed in config.seeds}
-    write_json(METRICS / "generators.json", {"phases": phases, "ledger": ledgers})
+    write_json(METRICS / "generators.json", {"phases": phases, "endings": endings, "ledger": ledgers})
     return table
 
 
@@ -63,6 +72,12 @@ def optimise_generator(config: Config, seed: int, keep: bool = False) -> list[di
     scorer = TargetScorer(config, warmup, read_records(EXAM, ExamItem), seed)
     place = Workplace(seed_folder(GENERATORS, seed), scratch_folder("generators", *identity), keep)
     return train_rubric_generator(config, read_records(DOCUMENTS, Document), teacher, scorer, seed, place)
+
+
+def read_endings() -> dict[str, Ending]:
+    """By "seed-N", how its training ended, from metrics/generators.json."""
+    found = json.loads(read_text(METRICS / "generators.json"))
+    return {seed: Ending(**ending) for seed, ending in found["endings"].items()}
 
 
 def account_for(config: Config, seed: int) -> dict[str, dict]:

@@ -111,7 +111,13 @@ def test_adapters_that_vllm_would_serve_otherwise_than_trained_are_refused(adapt
     change(changed, **settings)
     with pytest.raises(ValueError, match=message):
         read_shape(str(LAB), [changed])
-    with pytest.raises(ValueError, match=message):  # to write texts, before any weights are loaded
+
+
+@needs_vllm
+def test_such_an_adapter_is_refused_for_writing_texts_too_before_vllm_starts(adapters, tmp_path):
+    changed = shutil.copytree(adapters[1], tmp_path / "changed")
+    change(changed, alpha_pattern={"q_proj": 3})
+    with pytest.raises(ValueError, match="has alpha_pattern, which vLLM does not serve"):
         VLLMEngine(SPEC.model_copy(update={"adapter": str(changed)}))
 
 

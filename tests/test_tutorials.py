@@ -17,14 +17,19 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds run/ranked.csv and the executed notebook after one run with its committed parameters."""
-    folder = tmp_path_factory.mktemp("notebook")
+def run_tutorial(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder with the tutorial, NAME.ipynb, executed with its committed parameters, and run/, what it wrote."""
+    folder = factory.mktemp(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)  # its paths are relative to the project
-        execute("notebooks/tutorials/influence.ipynb", folder / "influence.ipynb", {"out": str(folder / "run")})
+        execute(f"notebooks/tutorials/{name}.ipynb", folder / f"{name}.ipynb", {"out": str(folder / "run")})
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has run/ranked.csv."""
+    return run_tutorial(tmp_path_factory, "influence")
 
 
 def test_right_answers_outrank_swapped_ones_on_their_own_question(folder: Path):
@@ -93,12 +98,8 @@ def test_the_twenty_lines_of_the_docs_page_agree_with_the_oracle(page: dict):
 
 @pytest.fixture(scope="module")
 def one_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds run/tokens.csv, run/gains.csv and the executed notebook after one run with its committed parameters."""
-    folder = tmp_path_factory.mktemp("one_pair")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        execute("notebooks/tutorials/one_pair.ipynb", folder / "one_pair.ipynb", {"out": str(folder / "run")})
-    return folder
+    """Has run/tokens.csv and run/gains.csv."""
+    return run_tutorial(tmp_path_factory, "one_pair")
 
 
 def read_gains(folder: Path) -> pd.DataFrame:
@@ -140,13 +141,8 @@ def read_said(notebook: Path) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def own_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds run/pairs.jsonl and the executed notebook after one run with its committed parameters."""
-    folder = tmp_path_factory.mktemp("own_documents")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        source = "notebooks/tutorials/own_documents.ipynb"
-        execute(source, folder / "own_documents.ipynb", {"out": str(folder / "run")})
-    return folder
+    """Has run/pairs.jsonl."""
+    return run_tutorial(tmp_path_factory, "own_documents")
 
 
 def test_a_newcomers_files_are_read_and_what_is_left_out_is_named(own_documents: Path):
@@ -168,13 +164,8 @@ def test_a_newcomers_pairs_are_scored_and_the_better_half_is_tried(own_documents
 
 @pytest.fixture(scope="module")
 def gamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the two runs' generators in run/ and the executed notebook, with its committed parameters."""
-    folder = tmp_path_factory.mktemp("gamed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        source = "notebooks/tutorials/is_the_reward_gamed.ipynb"
-        execute(source, folder / "gamed.ipynb", {"out": str(folder / "run")})
-    return folder
+    """Has the two runs' generators in run/."""
+    return run_tutorial(tmp_path_factory, "is_the_reward_gamed")
 
 
 def test_the_run_whose_validation_wants_letters_is_the_one_that_the_guard_tells_apart(gamed: Path):
@@ -190,6 +181,6 @@ def test_the_run_whose_validation_wants_letters_is_the_one_that_the_guard_tells_
 
 
 def test_the_gamed_runs_notebook_says_what_sets_it_apart(gamed: Path):
-    said, _ = read_said(gamed / "gamed.ipynb")
+    said, _ = read_said(gamed / "is_the_reward_gamed.ipynb")
     assert "**multiple choice** sets the gamed run apart most" in said and "nan" not in said
     assert "- **honest**: It ran to its end, 12 of 12 steps." in said

@@ -27,6 +27,7 @@ from benchmarks.influence.__main__ import describe_machine
 from benchmarks.influence.fidelity import NEAR, SET_SIZE
 from benchmarks.influence.lab import WARM_UP, make_case
 from benchmarks.influence.variants import BATCH_TOKENS, REFERENCE, score_variants
+from benchmarks.rubrics.summary import render
 from rubric_influence.core.files import write_json
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.scratch import scratch_folder
@@ -100,21 +101,25 @@ def summarise(measured: dict[int, list[dict]]) -> dict:
     return summary
 
 
-def tabulate(summary: dict) -> str:
-    """The table in Markdown: figures of the first length with intervals, and R^2 at the others."""
+def show_agreement(figures: dict, is_reference: bool) -> list[str]:
+    """Three cells of a table, each with its interval: R^2, Spearman, and R^2 less the reference's, "" if it is that."""
 
-    def show(figures: dict, name: str, sign: str = "") -> str:
+    def show(name: str, sign: str = "") -> str:
         low, high = figures[f"{name}_ci95"]
         return f"{figures[name]:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
+    return [show("r2"), show("spearman"), "" if is_reference else show("r2_less_reference", "+")]
+
+
+def tabulate(summary: dict) -> str:
+    """The table in Markdown: figures of the first length with intervals, and R^2 at the others."""
     main, *others = summary
     heads = ["score", "R²", "Spearman", "R² less the reference's", *(f"R², warm-up of {epochs}" for epochs in others)]
-    rows = [heads, ["---"] * len(heads)]
+    rows = [heads]
     for name, figures in summary[main].items():
-        row = [name, show(figures, "r2"), show(figures, "spearman")]
-        row.append("" if name == REFERENCE else show(figures, "r2_less_reference", "+"))
-        rows.append(row + [f"{summary[epochs][name]['r2']:.2f}" for epochs in others])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        at_others = [f"{summary[epochs][name]['r2']:.2f}" for epochs in others]
+        rows.append([name, *show_agreement(figures, name == REFERENCE), *at_others])
+    return render(rows)
 
 
 def main() -> None:

@@ -32,9 +32,10 @@ import numpy as np
 import torch
 
 from benchmarks.influence.__main__ import describe_machine
-from benchmarks.influence.ablations import RESAMPLES, compare_r2, pool_seeds
+from benchmarks.influence.ablations import RESAMPLES, compare_r2, pool_seeds, show_agreement
 from benchmarks.influence.fidelity import BATCH_TOKENS, NEAR, SET_SIZE
 from benchmarks.influence.lab import WARM_UP, Case, make_case
+from benchmarks.rubrics.summary import render
 from rubric_influence.core.files import write_json
 from rubric_influence.core.journal import Journal
 from rubric_influence.core.scratch import scratch_folder
@@ -174,25 +175,18 @@ def summarise_best(measured: list[dict]) -> dict[str, dict]:
 
 
 def tabulate_agreement(summary: dict[str, dict]) -> str:
-    rows = [["score", "R²", "Spearman", "R² less influence's"], ["---"] * 4]
-    for name, figures in summary.items():
-        row = [name]
-        for key, sign in (("r2", ""), ("spearman", ""), ("r2_less_reference", "+")):
-            low, high = figures[f"{key}_ci95"]
-            row.append(f"{figures[key]:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})")
-        rows.append(row[:3] + ["" if name == REFERENCE else row[3]])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    heads = ["score", "R²", "Spearman", "R² less influence's"]
+    return render([heads, *([name, *show_agreement(figures, name == REFERENCE)] for name, figures in summary.items())])
 
 
 def tabulate_best(best: dict[str, dict]) -> str:
     """Rises in 1e-3 nats a token, means over seeds."""
     rows = [["left out, best by", *(f"{float(share):.0%}".replace("%", " %") for share in best)]]
-    rows.append(["---"] * len(rows[0]))
     for name in next(iter(best.values()))["by_score"]:
         rows.append([name, *(f"{1e3 * np.mean(figures['by_score'][name]):.2f}" for figures in best.values())])
     means = [f"{1e3 * np.mean(f['random_mean']):.2f} ± {1e3 * np.mean(f['random_sd']):.2f}" for f in best.values()]
     rows.append(["random ones, with their deviation", *means])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return render(rows)
 
 
 def main() -> None:

@@ -54,9 +54,7 @@ ROUNDS = "two_rounds"  # the optimised arm's RL, with warm-up and moments made a
 # Arms of DPO -> rl.reward, which ranks the rubrics of a group; pairs are scored by influence.
 DPO_ARMS = {"dpo": "influence", "dpo_set": "set_influence"}
 SELECTED = "similarity_filtered"  # the best half of twice as many initial pairs, by embedding similarity (RDS+)
-CHOSEN = (
-    "optimised_chosen"  # of twice as many pairs of the optimised generator's, the best set by the set-level utility
-)
+CHOSEN = "optimised_chosen"  # of twice as many pairs by the optimised generator, the set of the highest utility
 SEARCHED = "gepa"  # fixed rubrics that GEPA found
 ARMS = (*TUNED_ARMS, SELECTED, CHOSEN, *(arm for arm in RL_ARMS if arm != "optimised"), ROUNDS, *DPO_ARMS, SEARCHED)
 

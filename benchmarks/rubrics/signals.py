@@ -25,6 +25,7 @@ from rubric_influence.influence.checks.retraining import Recipe, Retraining
 from rubric_influence.influence.checks.unrolled import unrolled_scores
 from rubric_influence.influence.embeddings import embed
 from rubric_influence.influence.lexical import lexical_similarity
+from rubric_influence.models.examples import Example
 from rubric_influence.models.losses import sweep_losses
 from rubric_influence.rl.rewards import measure_unit
 from rubric_influence.rl.scores import Directions, Scores
@@ -51,13 +52,14 @@ def open_signal(kind: str, config: Config, target: Target, validation: Sequence[
     if kind == "similarity":
         mean = embed(target.model, target.encode(validation), tokens).mean(dim=0)
         return lambda pairs: embed(target.model, target.encode(pairs), tokens) @ mean
+    if kind == "accuracy":
+        return in_first_units(gain_accuracy(config, target, validation))
     queries, asked, gate = [join(item) for item in validation], target.encode(validation), config.gate
     recipe = Recipe(gate.epochs, gate.batch_size, gate.learning_rate)
     signals: dict[str, Signal] = {
         "lexical": lambda pairs: torch.tensor(lexical_similarity([*map(join, pairs)], queries), dtype=torch.float32),
         "loss": lambda pairs: sweep_losses(target.model, target.encode(pairs), tokens),
         "likelihood": lambda pairs: sweep_losses(target.model, target.encode(pairs), tokens).neg().exp(),
-        "accuracy": lambda pairs: gain_accuracy(config, target, validation, pairs),
         "unrolled": lambda pairs: unrolled_scores(
             target.model, target.encode(pairs), asked, target.moments, recipe, seed=0, batch_tokens=tokens
         ).float(),
@@ -82,10 +84,8 @@ def in_first_units(signal: Signal) -> Signal:
     return measure
 
 
-def gain_accuracy(
-    config: Config, target: Target, validation: Sequence[ExamItem], pairs: Sequence[QAPair]
-) -> torch.Tensor:
-    """The accuracy of the target fine-tuned on each pair alone, by the gate's recipe, less that of the target, [n]."""
+def gain_accuracy(config: Config, target: Target, validation: Sequence[ExamItem]) -> Signal:
+    """The accuracy of the target fine-tuned on each pair alone, by the gate's recipe, less that of the target."""
     recipe = Recipe(config.gate.epochs, 1, config.gate.learning_rate)
     tuned = Retraining(target.model, target.moments, target.encode(validation[:1]), recipe, batch_tokens=1)
 
@@ -93,8 +93,10 @@ def gain_accuracy(
         model, tokens = tuned.copy.model, config.evaluation.batch_tokens
         return float(sit(model, target.tokenizer, validation, target.template, tokens).accuracy.mean())
 
-    before, gains = sit_exam(), []
-    for example in target.encode(pairs):
-        tuned.train([example], seed=0)
-        gains.append(sit_exam() - before)
-    return torch.tensor(gains)
+    before = sit_exam()
+
+    def gain(pair: Example) -> float:
+        tuned.train([pair], seed=0)
+        return sit_exam() - before
+
+    return lambda pairs: torch.tensor([gain(pair) for pair in target.encode(pairs)])
